@@ -240,9 +240,7 @@ def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
         params=dict(frozen.params),
         phase=phase,
         curve=curve,
-        losses=tuple(
-            (epoch, train, val) for epoch, train, val in stored.rows_of(frozen, stored.LOSSES, int, float, float)
-        ),
+        losses=tuple(row for row in stored.rows_of(frozen, stored.LOSSES, int, float, float) if row[0] in dict(curve)),
         is_baseline=bool(attrs.get(stored.BASELINE)),
         num_epochs=stored.count_of(attrs, stored.EPOCHS) or len(curve),
         seconds=stored.seconds_of(frozen),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -29,7 +29,7 @@ from csi_job.study.pruning import is_promoted, median_query, rungs_of, should_pr
 from csi_job.study.sampling import Suggest, format_params, sample_params
 from csi_job.study.settings import StudySettings
 from csi_job.tracking.wandb import Tracker
-from csi_job.trial.checkpoint import checkpoint_values, epoch_of
+from csi_job.trial.checkpoint import checkpoint_results, epoch_of
 from csi_job.work_folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -166,21 +166,29 @@ class RunningTrial(Generic[Params]):
         """Make the stored epochs, the last of them `last`, match the checkpoint that the trial resumes from."""
         newest = epoch_of(found)
         curve = {epoch: value for epoch, value in self.curve.items() if epoch <= newest}
+        write = TrialWrite()
         if found is not None and newest > last:
-            saved = checkpoint_values(found)
-            curve |= {epoch: value for epoch, value in saved.items() if last < epoch <= newest}
+            saved = checkpoint_results(found)
+            unstored = {epoch: result for epoch, result in saved.items() if last < epoch <= newest}
+            curve |= {epoch: result["val_f1"] for epoch, result in unstored.items()}
+            self._add_losses({epoch: result for epoch, result in unstored.items() if "val_loss" in result}, write)
         else:
             message = "has no intact checkpoint of epoch %(epoch)d in %(folder)s; "
             message += "epochs %(first)d to %(epoch)d are computed again"
             folder = WorkFolder(self.work).checkpoints(self.study.study_name)
             level = logging.INFO if found else logging.WARNING
             self._log(level, message, epoch=last + 1, first=newest + 2, folder=folder)
-        write = TrialWrite(steps={epoch: value for epoch, value in curve.items() if epoch > last})
         if self.has_two_objectives:
-            write = TrialWrite(user_attrs={stored.CURVE: [[epoch, curve[epoch]] for epoch in sorted(curve)]})
+            write.user_attrs[stored.CURVE] = [[epoch, curve[epoch]] for epoch in sorted(curve)]
+        else:
+            write.steps |= {epoch: value for epoch, value in curve.items() if epoch > last}
         self.storage.rewrite_steps(self.lease, newest + 1, write, self._relative(found))
         frozen_trial_of(self.trial).intermediate_values = {} if self.has_two_objectives else curve.copy()
         self.curve = curve
+
+    def _add_losses(self, results: Mapping[int, Mapping[str, float]], write: TrialWrite) -> None:
+        self.losses |= {epoch: (result["train_loss"], result["val_loss"]) for epoch, result in results.items()}
+        write.user_attrs[stored.LOSSES] = [[epoch, *both] for epoch, both in self.losses.items()]
 
     def batch_done(self) -> None:
         """Note that the training makes progress.
@@ -213,8 +221,7 @@ class RunningTrial(Generic[Params]):
             "learning_rate": result.learning_rate,
             "images_per_s": result.images_per_s,
         }
-        self.losses[result.epoch] = result.train_loss, result.val_loss
-        self.unsent.user_attrs[stored.LOSSES] = [[epoch, *both] for epoch, both in self.losses.items()]
+        self._add_losses({result.epoch: metrics}, self.unsent)
         self.report(result.epoch, result.val_f1, checkpoint=checkpoint)
         for tracker in self.trackers:
             tracker.epoch(self.number, result.epoch, metrics)

@@ -140,11 +140,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def checkpoint_values(path: Path) -> dict[int, float]:
-    """Return the value of each epoch up to a checkpoint; raise `CheckpointError` like `load_checkpoint`."""
+def checkpoint_results(path: Path) -> dict[int, dict[str, float]]:
+    """Return the measurements of each epoch up to a checkpoint, by the names of `EpochResult`, `val_f1` at least.
+
+    Raises:
+        CheckpointError: as for `load_checkpoint`, or it has no results of epochs.
+    """
     state = load_checkpoint(path)
     try:
-        return {int(result["epoch"]): float(result["val_f1"]) for result in state["results"]}
+        return {int(result["epoch"]): {**result, "val_f1": float(result["val_f1"])} for result in state["results"]}
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the checkpoint {path.name} has no results of epochs") from error
 

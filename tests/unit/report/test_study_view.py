@@ -88,3 +88,10 @@ def test_a_study_is_viewed_in_two_statements_its_trials_and_its_attributes(stora
     with counted(storage.engine) as statements:
         view_study(study)
     assert [statement.split()[0] for statement in statements if statement != "BEGIN"] == ["WITH", "SELECT"]
+
+
+def test_losses_of_epochs_that_a_resumed_trial_has_yet_to_compute_again_are_not_shown():
+    study = optuna.create_study()
+    losses = [[epoch, 1.0, 2.0] for epoch in range(3)]
+    study.add_trial(create_trial(state=TrialState.RUNNING, intermediate_values={0: 0.5}, user_attrs={"losses": losses}))
+    assert view_study(study).trials[0].losses == ((0, 1.0, 2.0),)

@@ -7,7 +7,7 @@ from optuna.trial import TrialState, create_trial
 from csi_job.errors import ResourceError
 from csi_job.storage.lease import Lease, new_token
 from csi_job.study import attempts
-from csi_job.trial.checkpoint import checkpoint_values
+from csi_job.trial.checkpoint import checkpoint_results
 from csi_job.work_folder import WorkFolder
 from tests.support.studies import counted, value_at, write_checkpoint
 
@@ -91,7 +91,9 @@ def test_without_an_intact_checkpoint_a_trial_starts_over(tmp_path):
 
 def test_a_checkpoint_gives_the_value_of_every_epoch(tmp_path):
     *_, newest = attempt(tmp_path, 1, 0, 1, 2)
-    assert checkpoint_values(newest) == {epoch: value_at(X, epoch) for epoch in range(3)}
+    assert {epoch: result["val_f1"] for epoch, result in checkpoint_results(newest).items()} == {
+        epoch: value_at(X, epoch) for epoch in range(3)
+    }
 
 
 def test_a_pause_keeps_the_newest_and_what_a_later_attempt_wrote(tmp_path):

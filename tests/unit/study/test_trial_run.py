@@ -2,7 +2,7 @@ import pytest
 import sqlalchemy as sa
 
 from csi_job.errors import CsiJobError, DataError, Problem, StorageUnavailableError
-from csi_job.storage.attributes import curve_of
+from csi_job.storage.attributes import LOSSES, curve_of, rows_of
 from csi_job.storage.optuna_private import frozen_trial_of
 from csi_job.storage.tables import LEASES
 from csi_job.study.sampling import derived_seed
@@ -123,7 +123,9 @@ def test_a_resumed_trial_has_the_epochs_up_to_its_checkpoint(
         assert (sorted(running.curve.items()), curve_of(study.trials[0])) == (curve, curve)
         for_pruners = [] if objective_name == "f1-and-cost" else curve
         assert sorted(frozen_trial_of(running.trial).intermediate_values.items()) == for_pruners
-        assert running.losses == dict.fromkeys(range(num_stored), (1.0, 2.0))
+        losses = dict.fromkeys(range(max(num_stored, first)), (1.0, 2.0))
+        stored = {epoch: both for epoch, *both in rows_of(study.trials[0], LOSSES, int, float, float)}
+        assert (running.losses, stored) == (losses, {epoch: [*both] for epoch, both in losses.items()})
         assert (running.resume_from and running.resume_from.name) == (f"epoch-{first - 1:04}.pt" if first else None)
         return objective(running)
 

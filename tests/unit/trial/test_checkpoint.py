@@ -79,7 +79,7 @@ def test_a_lack_of_memory_is_no_fault_of_the_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize("state", [{}, {"results": None}, {"results": [{"epoch": 0}]}, {"results": [[0, 0.5]]}])
 def test_a_checkpoint_without_results_is_named_so(tmp_path, state):
     with pytest.raises(CheckpointError, match=r"epoch-0000\.pt has no results"):
-        checkpoint.checkpoint_values(checkpoint.save_checkpoint(tmp_path, 0, state))
+        checkpoint.checkpoint_results(checkpoint.save_checkpoint(tmp_path, 0, state))
 
 
 def test_what_cannot_be_written_stays_the_error_of_a_checkpoint(tmp_path, monkeypatch):
