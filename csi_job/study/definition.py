@@ -39,7 +39,7 @@ from csi_job.storage.trial_rows import add_trial
 from csi_job.study.pruning import make_pruner
 from csi_job.study.sampling import make_sampler
 from csi_job.study.settings import ObjectiveName, StudySettings, check_objective
-from csi_job.trial.space import SearchSpace
+from csi_job.trial.space import SearchSpace, with_steps
 from csi_job.work_folder import CONFIRMATION
 
 logger = logging.getLogger(__name__)
@@ -240,6 +240,8 @@ def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], study_name: 
 
     Earlier versions stored fewer settings; those that are not stored are not compared.
     """
+    if isinstance(space := stored.get("space"), Mapping):
+        stored = {**stored, "space": with_steps(space)}
     known = {key: given[key] for key in given if key in stored}
     if named := differences(stored, known):
         message = f"study {study_name!r} was created with other settings: {named}"

@@ -208,6 +208,8 @@ def test_other_names_are_taken(name, storage, tmp_path):
 
 def test_what_an_earlier_version_did_not_store_is_not_compared_and_many_differences_are_counted():
     check_same({"a": 1}, {"a": 1, "b": {"c": 2}}, "toy")
+    whole = {"low": 1, "high": 5}
+    check_same({"space": {"patience": whole}}, {"space": {"patience": whole | {"step": 1}}}, "toy")
     with pytest.raises(ConfigurationError, match=r"a \(was 1, now absent\), c\.d \(was absent, now 2\);"):
         check_same({"a": 1, "c": {}}, {"b": 3, "c": {"d": 2}}, "toy")
     with pytest.raises(ConfigurationError, match=r"and 5 more"):
