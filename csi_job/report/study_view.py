@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from csi_job.storage import attributes as stored
+from csi_job.storage.trial_rows import local_time
 from csi_job.study.importances import Importances, param_importances
 from csi_job.study.status import choose_trial, space_of, space_test
 
@@ -229,7 +230,7 @@ def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
     if frozen.datetime_start is not None:
         runs = [Run(frozen.datetime_start, frozen.datetime_complete, str(attrs.get(stored.WORKER, "")))]
     if paused := stored.runs_of(frozen):
-        runs = [Run(_local(first), None if last is None else _local(last), worker) for first, last, worker in paused]
+        runs = [Run(_time(first), None if last is None else _time(last), worker) for first, last, worker in paused]
     is_final = frozen.state is TrialState.COMPLETE and frozen.values
     f1 = frozen.values[0] if is_final else max((f1 for _, f1 in curve), default=None)
     return TrialView(
@@ -253,6 +254,6 @@ def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
     )
 
 
-def _local(time_s: float) -> datetime:
-    """Return a time as `FrozenTrial` has it: naive, in the local zone."""
-    return datetime.fromtimestamp(time_s, UTC).astimezone().replace(tzinfo=None)
+def _time(time_s: float) -> datetime:
+    """Return a time as `FrozenTrial` has it."""
+    return local_time(datetime.fromtimestamp(time_s, UTC))

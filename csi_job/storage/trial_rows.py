@@ -264,8 +264,8 @@ def _frozen(
         state=state,
         value=None,
         values=[*_numbers(values, from_stored_value, VALUE_TYPES).values()] or None,
-        datetime_start=_local(start),
-        datetime_complete=_local(complete),
+        datetime_start=start and local_time(start),
+        datetime_complete=complete and local_time(complete),
         params={name: kind.to_external_repr(internal[name]) for name, kind in distributions.items()},
         distributions=distributions,
         user_attrs=user,
@@ -275,9 +275,10 @@ def _frozen(
     )
 
 
-def _local(utc: datetime | None) -> datetime | None:
-    """Return a stored time as `FrozenTrial` has it: naive, in the local zone."""
-    return None if utc is None else utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
+def local_time(utc: datetime) -> datetime:
+    """Return a stored time as `FrozenTrial` has it: naive, in the local zone, of a repeated hour with its `fold`."""
+    local = datetime.fromtimestamp(utc.replace(microsecond=0, tzinfo=UTC).timestamp())  # noqa: DTZ006 - as it has it
+    return local.replace(microsecond=utc.microsecond)
 
 
 def _numbers(parts: list[Part], convert: Callable[..., float], types: dict[str, Any]) -> dict[int, float]:

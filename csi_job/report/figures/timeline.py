@@ -43,7 +43,8 @@ def _bars(trials: list[TrialView]) -> Figure:
     for outcome, marker in OUTCOME_MARKERS.items():
         group = [(trial, run) for trial in trials if trial.outcome == outcome for run in trial.runs]
         if group:
-            seconds = [(ends[run] - run.start).total_seconds() for _, run in group]
+            # Two naive times lie an hour more or less apart if the clocks were changed in between.
+            seconds = [(ends[run].astimezone() - run.start.astimezone()).total_seconds() for _, run in group]
             traces.append(
                 {
                     "type": "bar",

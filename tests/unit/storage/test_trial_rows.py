@@ -1,4 +1,5 @@
 from datetime import datetime, timedelta
+from time import tzset
 
 import pytest
 import sqlalchemy as sa
@@ -6,8 +7,8 @@ from optuna.trial import TrialState, create_trial
 
 from csi_job.report.study_view import view_study
 from csi_job.storage import trial_rows
-from csi_job.storage.attributes import outcome_of
-from csi_job.storage.tables import PARAMS
+from csi_job.storage.attributes import outcome_of, seconds_of
+from csi_job.storage.tables import PARAMS, TRIALS
 from csi_job.study.target import set_target
 from tests.support.studies import define, study_counts, work_on
 
@@ -72,6 +73,25 @@ def test_a_trial_gets_its_start_when_it_runs_and_its_end_when_it_is_finished(stu
     assert times(TrialState.WAITING) == (TrialState.WAITING, start, None)
     assert times(TrialState.FAIL)[:2] == (TrialState.FAIL, start)
     assert study.trials[0].datetime_complete >= start
+
+
+def test_times_in_the_hour_that_is_repeated_when_clocks_are_set_back_are_told_apart(study, storage, monkeypatch):
+    utc = [datetime(2026, 10, 25, *time) for time in ((0, 50), (1, 20, 0, 123456))]  # noqa: DTZ001 - as stored
+    times = dict(zip(("datetime_start", "datetime_complete"), utc, strict=True))
+    storage.write(lambda connection: connection.execute(sa.update(TRIALS).values(state=TrialState.PRUNED, **times)))
+    try:
+        monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+        tzset()
+        trial = view_study(study).frozen_trials[0]
+        start, end = trial.datetime_start, trial.datetime_complete
+        assert [(start.hour, start.fold), (end.hour, end.fold)] == [(2, 0), (2, 1)]
+        assert seconds_of(trial) == 1800.123456
+        study.add_trial(trial)
+        query = sa.select(TRIALS.c.datetime_start, TRIALS.c.datetime_complete).where(TRIALS.c.number == 1)
+        assert [*storage.read(lambda connection: connection.execute(query).one())] == utc
+    finally:
+        monkeypatch.undo()
+        tzset()
 
 
 def test_removed_steps_take_the_rungs_along_that_a_pruner_derived_from_them(study, storage):
