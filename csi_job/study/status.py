@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
-from statistics import median
+from statistics import fmean
 from typing import Any, Final, TypeVar
 
 import optuna
@@ -28,7 +28,7 @@ from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import CONFIRMATION
 
 T = TypeVar("T")
-NUM_TIMED: Final = 20  # latest finished trials whose median duration gives the rate
+NUM_TIMED: Final = 20  # latest finished trials whose mean duration gives the rate
 
 
 @dataclass(frozen=True)
@@ -293,8 +293,8 @@ def _seconds_left(
 ) -> float | None:
     """Return how long the rest takes with this many running, however long the study was idle before.
 
-    A trial takes as long as the latest finished ones did. Where the pruner pauses, those that finish are the long ones,
-    so epochs are counted instead.
+    A trial takes as long as the latest finished ones did on average. Where the pruner pauses, those that finish are the
+    long ones, so epochs are counted instead.
     """
     phase = next((phase for trial in reversed(trials) if stored.PRUNER in (phase := phase_of(trial))), {})
     if phase.get(stored.PRUNER) not in PAUSING or not {stored.MIN_RESOURCE, stored.REDUCTION_FACTOR} <= phase.keys():
@@ -311,15 +311,15 @@ def _seconds_left(
         ]
         seconds = [length / num_epochs for length, num_epochs in timed if num_epochs][-NUM_TIMED:]
         amount = max(_epochs_left(trials, attributes, phase), num_running)
-    if not num_running or not seconds or median(seconds) <= 0:
+    if not num_running or not seconds or fmean(seconds) <= 0:
         return None
-    return amount * median(seconds) / num_running
+    return amount * fmean(seconds) / num_running
 
 
 def _epochs_left(trials: Sequence[FrozenTrial], attributes: Mapping[str, Any], phase: Mapping[str, Any]) -> int:
     """Return how many epochs are left where one of `reduction_factor` trials continues at each rung.
 
-    Early stopping shortens trials, so the last rung ends where the complete ones did in the median.
+    Early stopping shortens trials, so the last rung ends where the complete ones did on average.
     """
     first, factor = phase[stored.MIN_RESOURCE], phase[stored.REDUCTION_FACTOR]
     brackets: defaultdict[int, list[FrozenTrial]] = defaultdict(list)
@@ -329,7 +329,7 @@ def _epochs_left(trials: Sequence[FrozenTrial], attributes: Mapping[str, Any], p
     num_started, left = sum(map(len, brackets.values())), 0
     for bracket, rivals in brackets.items():
         complete = [len(stored.curve_of(trial)) for trial in rivals if trial.state is TrialState.COMPLETE]
-        end = round(median(complete)) if complete else rivals[-1].user_attrs[stored.MAX_EPOCHS]
+        end = round(fmean(complete)) if complete else rivals[-1].user_attrs[stored.MAX_EPOCHS]
         number = round((stored.target_of(attributes) or 0) * len(rivals) / num_started)
         rungs = [*Rungs(first, factor, bracket).below(end), end]
         # What a finished trial did not train, nobody will.

@@ -140,6 +140,15 @@ def test_the_time_left_is_counted_in_epochs_where_trials_pause(storage, pruner, 
     assert [trial.seconds for trial in view_study(study).trials] == [None, 120.0, 30.0, 30.0, 60.0]
 
 
+def test_the_time_left_is_that_of_trials_of_mean_length(storage):
+    study = define(storage, num_trials=8)
+    leased(study)
+    for seconds in (10.0, 10.0, 70.0):
+        attributes = {"sampler": "random", "pruner": "none", "runs": [[0.0, seconds, "host:1"]]}
+        study.add_trial(create_trial(state=TrialState.COMPLETE, value=0.5, user_attrs=attributes))
+    assert study_status(study).eta_s == 5 * 30.0
+
+
 def test_nothing_is_chosen_while_nothing_is_complete(study):
     study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values={0: 0.9}))
     assert choose_trial(study.trials, study.user_attrs) is None
