@@ -70,6 +70,11 @@ def log_line(logger: logging.Logger, level: int, line: str, values: Mapping[str,
     logger.log(level, "%s", line, extra={"values": values})
 
 
+def values_of(record: logging.LogRecord) -> Mapping[str, object]:
+    """Return the named values of a record: it was logged with a mapping, or by `log_line`."""
+    return record.args if isinstance(record.args, Mapping) else getattr(record, "values", {})
+
+
 class RepeatedWarnings:
     """Logs a warning that keeps coming at most once a minute, with how often it came."""
 
@@ -159,8 +164,7 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        values = record.args if isinstance(record.args, Mapping) else getattr(record, "values", {})
-        entry = {**values, **entry}
+        entry = {**values_of(record), **entry}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False, default=str)

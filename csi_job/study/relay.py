@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from csi_job.logs import values_of
+
 if TYPE_CHECKING:
     from csi_job.storage.attributes import TrialOutcome
 
@@ -42,9 +44,8 @@ class Relay(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send a log record, with its named values."""
-        fields = record.args if isinstance(record.args, Mapping) else {}
         text = logging.Formatter().format(record)
-        self.send(LOG, record.name, record.levelno, record.created, text, fields)
+        self.send(LOG, record.name, record.levelno, record.created, text, values_of(record))
 
     def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Mapping[str, Any]) -> None:
         """Send that a trial starts."""
