@@ -191,15 +191,18 @@ def _record(
 
 
 def next_command(loaded: LoadedSettings, *words: str) -> str:
-    """Return a command about a study as a user would type it, with what the study does not know: places."""
-    settings = loaded.settings
+    """Return a command about a study as a user would type it, with what the study does not know: places.
+
+    If the words name a database, it is not that of this command.
+    """
+    settings, is_elsewhere = loaded.settings, "--storage" in words
     place = ["--work", str(settings.work)] if loaded.is_flag("work") else []
     files = {
         origin.removeprefix("file ")
         for path, origin in loaded.origins.items()
-        if (path == "work" or path.startswith("storage.")) and origin.startswith("file ")
+        if (path == "work" or (path.startswith("storage.") and not is_elsewhere)) and origin.startswith("file ")
     }
-    if loaded.is_flag("storage.url"):
+    if loaded.is_flag("storage.url") and not is_elsewhere:
         from csi_job.storage.url import database_address
 
         place += ["--storage", database_address(settings.storage, settings.work).argument]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
 @click.option("--every", default=2.0, type=click.FloatRange(min=0.2), help="Seconds between refreshes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch, one object per line and refresh.")
 @click.option(
-    "--release", envvar="RELEASE_NAME", metavar="NAME", help="Show this Kubernetes release: pods, trials, GPUs."
+    "--release",
+    default=lambda: os.environ.get("RELEASE_NAME") if "RELEASE_STAGES" in os.environ else None,  # in a controller's pod
+    show_default=False,
+    metavar="NAME",
+    help="Show this Kubernetes release: pods, trials, GPUs.",
 )
 @click.option("--namespace", "-n", metavar="NAME", help="Its namespace; without --release: of the only release there.")
 def status(

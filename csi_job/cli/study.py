@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -137,8 +136,8 @@ def copy(loaded: LoadedSettings, name: str, url: str, password_file: Path | None
         contextlib.closing(_open_target(settings.storage, settings.work, url, password_file)) as target,
     ):
         click.echo("\n".join(summarize_copy(copy_study(source, name, target, new_name), name)))
-    search = ["csi-job", "hyperopt", "--study-name", new_name or name, "--storage", target.address.argument]
-    click.echo(f"to continue there: {shlex.join(search)}")
+    there = ("--study-name", new_name or name, "--storage", target.address.argument)
+    click.echo(f"to continue there: {next_command(loaded, 'hyperopt', *there)}")
 
 
 @study.command()

@@ -1,6 +1,7 @@
 """Copy the results from the release's volume to this machine."""
 
 import copy
+import logging
 import os
 import shutil
 import tarfile
@@ -16,16 +17,20 @@ from csi_job.cluster.refusals import why_not_started
 from csi_job.cluster.stages import WORK, Release, find_release
 from csi_job.errors import ClusterError
 from csi_job.files import make_folder, real_path, replacing_unlocked
+from csi_job.logs import RepeatedWarnings, announced
 
+logger = logging.getLogger(__name__)
 RESULTS: Final = ("models", WORK.problems.name)
-STARTUP_TIMEOUT_S: Final = 180.0
+STARTUP_TIMEOUT_S: Final = 900.0  # a node may have to pull the image first
 EXEC_IDLE_TIMEOUT_S: Final = 120.0
 # An exec can lose the end of its output and still report success, a known bug; this marker is that end.
 END_MARKER: Final = b"all results are here"
 MAX_TRIES: Final = 5
-# Packs whatever exists, except the models of candidates that lost, and second copies of those that won.
+# Packs whatever exists, except hidden files, which are temporary and may vanish meanwhile, the models of candidates
+# that lost, and second copies of those that won.
 PACK: Final = (
-    f"cd {WORK.root} && find {' '.join(RESULTS)} -type f ! -name .lock ! -path 'models/candidates/*' 2>/dev/null "
+    f"cd {WORK.root} && "
+    f"find {' '.join(RESULTS)} -type f ! -path '*/.*' ! -path 'models/candidates/*' 2>/dev/null "
     '| while IFS= read -r file; do case "$file" in '
     'models/final/*.safetensors|models/final/*.pth) cmp -s "$file" "models/${file##*/}" && continue; esac; '
     "printf '%s\\n' \"$file\"; done | tar -cf - -T - "
@@ -64,7 +69,8 @@ def _running_pod(cluster: Cluster, release: Release) -> Iterator[str]:
     pod["metadata"]["ownerReferences"] = [dict(release.owner)]
     cluster.create(pod)
     try:
-        _wait_until_running(cluster, name)
+        with announced("starting a pod that reads the volume; its node may have to pull the image first"):
+            _wait_until_running(cluster, name)
         yield name
     finally:
         cluster.delete("Pod", name)
@@ -72,14 +78,15 @@ def _running_pod(cluster: Cluster, release: Release) -> Iterator[str]:
 
 def _wait_until_running(cluster: Cluster, name: str) -> None:
     deadline = time.monotonic() + STARTUP_TIMEOUT_S
-    reason = "it is still starting"
+    reason, warnings = "it is still starting", RepeatedWarnings(logger)
     while time.monotonic() < deadline:
         pod = cluster.get("Pod", name)
         if pod is not None:
             if pod["status"].get("phase") == "Running":
                 return
-            problem = why_not_started(cluster, pod)
-            reason = problem.reason if problem else reason
+            if problem := why_not_started(cluster, pod):
+                reason = problem.reason
+                warnings.log(f"{problem}; waiting for it")
         time.sleep(1)
     raise ClusterError(f"the pod that reads the volume did not start within {STARTUP_TIMEOUT_S:.0f} s: {reason}")
 

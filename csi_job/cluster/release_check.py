@@ -37,6 +37,8 @@ Amounts = dict[str, Decimal]
 SHARED: Final = ("ReadWriteMany", "ReadOnlyMany")
 DOCKER_CONFIG: Final = ".dockerconfigjson"  # key of a Secret for a registry
 OLD_DOCKER_CONFIG: Final = ".dockercfg"  # key of one of the older type kubernetes.io/dockercfg, which is as good
+# The chart's own volumes of Secrets, optional only so that csi-job itself can say that one is missing.
+REQUIRED_SECRETS: Final = ("database", "database-ca", "wandb")
 JOB_COUNT: Final = "count/jobs.batch"
 POD_COUNTS: Final = ("pods", "count/pods")  # a quota's names for the number of pods
 
@@ -290,6 +292,7 @@ def _secrets(release: Release) -> dict[str, set[str]]:
         for one in stage.pod.get("imagePullSecrets") or ():
             secrets.setdefault(one["name"], set()).add(DOCKER_CONFIG)
         for volume in stage.volumes:
-            if secret := volume.get("secret"):
+            secret = volume.get("secret")
+            if secret and (volume["name"] in REQUIRED_SECRETS or not secret.get("optional")):
                 secrets.setdefault(secret["secretName"], set()).update(item["key"] for item in secret.get("items", ()))
     return secrets

@@ -113,7 +113,7 @@ def test_every_variable_is_a_setting_or_read_by_a_command(ours):
         assert settings.work == stages.WORK.root
         others = {name for name in variables if not name.startswith("CSI_JOB_")}
         read = {parameter.envvar for _, command in commands() for parameter in command.params}
-        assert others <= {*read, stages.STAGES_VARIABLE, POD_VARIABLE, "TORCH_HOME"}
+        assert others <= {*read, stages.RELEASE_VARIABLE, stages.STAGES_VARIABLE, POD_VARIABLE, "TORCH_HOME"}
         if container["name"] == "controller":
             assert {stages.RELEASE_VARIABLE, stages.STAGES_VARIABLE, POD_VARIABLE} <= others
 

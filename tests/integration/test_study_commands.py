@@ -5,6 +5,7 @@ import csv
 import json
 import math
 import os
+import shlex
 import shutil
 import sqlite3
 from collections import Counter
@@ -96,7 +97,9 @@ def test_nothing_in_an_export_or_a_copy_identifies_a_patient(searched, phantoms,
 def test_a_study_moves_to_postgresql_continues_there_and_comes_back(searched, postgres_url):
     out, _ = run(searched, "study", "copy", "csi_optimization", "--to", postgres_url)
     assert "2 trials (2 complete)" in out
-    assert "csi-job hyperopt --study-name csi_optimization" in out
+    url = postgres_url.replace("postgresql:", "postgresql+psycopg2:")
+    there = ("--study-name", "csi_optimization", "--storage", url, "--work", str(searched))
+    assert f"to continue there: {shlex.join(['csi-job', 'hyperopt', *there])}\n" in out
     with_postgres = ("--storage", postgres_url, "--max-epochs", 1, "--image-size", 32)
     run(searched, "hyperopt", *with_postgres, "--more-trials", 1)
     assert StudyReader(postgres_url, "csi_optimization").states() == {"COMPLETE": 3}

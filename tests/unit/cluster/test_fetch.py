@@ -53,6 +53,7 @@ def test_the_archive_holds_every_result_and_each_model_once(tmp_path):
     results = ("models/optimized_model.safetensors", "models/final/s/optimized_model.json", "problems.csv",
         "models/final/an earlier study/optimized_model.safetensors", "models/final/s/optimized_model.pth")  # fmt: skip
     others = ("models/.lock", "models/candidates/s/1/seed-1.safetensors", "studies.db")
+    others += ("models/final/s/.optimized_model.json.1a2b.tmp", "models/.report/plot.html")
     for name in (*results, *others):
         write_file(tmp_path / "work" / name, name)
     write_file(tmp_path / "work" / "models/final/s/optimized_model.safetensors", results[0])  # a second copy

@@ -250,6 +250,19 @@ def test_the_secrets_that_pull_images_are_checked_with_the_others():
         list(release_check.check_release(Namespace(own, secret), None))
 
 
+def test_a_users_own_optional_secret_may_be_missing_but_none_that_csi_job_needs():
+    """Which is optional, too, so that csi-job itself can say what is missing."""
+    own = release_map()
+    for name, says in (("extras", ""), ("wandb", "the Secret s does not exist")):
+        secret = {"secretName": "s", "optional": True, "items": [{"key": "k", "path": "p"}]}
+        pod = {**search().pod, "volumes": [*search().volumes, {"name": name, "secret": secret}]}
+        own["data"]["search.yaml"] = yaml.safe_dump({**search().manifest, "spec": {"template": {"spec": pod}}})
+        with pytest.raises(ConfigurationError) as found:  # whatever else is wrong
+            list(release_check.check_release(Namespace(own), None))
+        assert ("Secret" in str(found.value)) == bool(says)
+        assert says in str(found.value)
+
+
 @pytest.mark.parametrize(("key", "is_right"), [(".dockerconfigjson", True), (".dockercfg", True), ("password", False)])
 def test_a_secret_that_pulls_images_has_one_of_two_keys(key, is_right):
     namespace = Namespace({"kind": "Secret", "metadata": {"name": "s"}, "data": {key: "e30="}})
