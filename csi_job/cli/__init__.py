@@ -88,7 +88,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; an error becomes one line on standard error and the exit code of its class."""
-    gc.set_threshold(1_000_000, 20, 20)  # torch's import makes half a million objects, none of them garbage
+    gc.set_threshold(100_000, 20, 20)  # torch's import makes half a million objects, none of them garbage
     received = _receive_signals()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale's encoding may lack a minus sign
@@ -113,9 +113,9 @@ def main() -> None:
             errno.EROFS: "choose a writable folder with --work",
             errno.ENAMETOOLONG: "name another path",
         }.get(error.errno or 0, "check the path and run the same command again")
-        place = f" ({error.filename})" if error.filename else ""
+        place = f" ({str(error.filename)[:200]})" if error.filename else ""
         code = 2 if error.errno == errno.ENAMETOOLONG else 1
-        _leave(f"{error.strerror or error}{place[:200]}; {advice(error) or hint}", code)
+        _leave(f"{error.strerror or error}{place}; {advice(error) or hint}", code)
     except Exception:
         if not received:
             raise

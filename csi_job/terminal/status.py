@@ -90,10 +90,12 @@ def _best(status: StudyStatus) -> RenderableType:
     if best is None:  # the complete ones, if any, are of another program
         which = "No trial within the search space" if status.num_complete else "No trial"
         return Text(f"{which} is complete yet.", style="dim")
-    label = "Best" if best.gflops is None else "Chosen trial,"
-    head = Text.assemble(f"{label} validation F1 ", (fmt.score(best.f1), "bold green"), f" (trial {best.number})")
-    if best.gflops is not None:
-        head.append(f", {fmt.value(best.gflops)} GFLOPs per image: {best.rule}")
+    f1 = (fmt.score(best.f1), "bold green")
+    if best.gflops is None:
+        head = Text.assemble("Best validation F1 ", f1, f" (trial {best.number})")
+    else:
+        cost = f" at {fmt.value(best.gflops)} GFLOPs per image: {best.rule}"
+        head = Text.assemble(f"Chosen trial {best.number}, validation F1 ", f1, cost)
     return Group(head, Text(fmt.parameters(best.params), style="dim"))
 
 

@@ -198,6 +198,7 @@ def test_hyperparameters_of_other_data_are_noted_in_the_card(tmp_path, cache_fol
     write_hyperparams(tmp_path / "b.json", fingerprint={"cache": "0" * 16})
     model = final(tmp_path, cache_folder, num_seeds=1, max_epochs=1)
     assert any("searched on a different cache" in warning for warning in model.card["data"]["warnings"])
+    assert not any("searched on" in warning for warning in model.baseline_card["data"]["warnings"])  # it was not
 
 
 def test_a_baseline_that_cannot_be_trained_leaves_the_model_and_no_old_baseline(copied, cache_folder, monkeypatch):

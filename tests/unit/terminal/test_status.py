@@ -33,7 +33,7 @@ def test_the_terminal_shows_progress_best_trial_running_trials_and_failures():
 def test_with_two_objectives_the_chosen_trial_is_not_called_the_best():
     chosen = replace(BEST, gflops=2.87, rule="the cheapest within one standard error of the best, 0.7300 of trial 1")
     text = shown(render_status(replace(STATUS, best=chosen)))
-    assert "Chosen trial, validation F1 0.717 (trial 53), 2.87 GFLOPs per image: the cheapest" in text
+    assert "Chosen trial 53, validation F1 0.717 at 2.87 GFLOPs per image: the cheapest" in text
     assert "Best validation F1" not in text
 
 

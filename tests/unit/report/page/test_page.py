@@ -13,7 +13,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState, create_trial
 
-from csi_job.evaluation.decision import MIN_PATIENTS, decide
+from csi_job.evaluation.decision import MIN_PATIENTS, decide, patients_needed, round_up
 from csi_job.html import format as fmt
 from csi_job.html.format import MINUS
 from csi_job.report.page.page import refresh_results, write_report
@@ -116,6 +116,18 @@ def test_the_search_comes_second_with_best_trial_baseline_and_data(finished_stud
     assert "127 radiographs from 97 patients" in text
     assert re.search(r"hyperparameters, trained on \d+ radiographs and compared on \d+\.", text)
     assert text.index(sentence) < text.index("Best settings")
+
+
+def test_how_many_patients_are_needed_in_all_counts_those_of_the_data_trained_on(work, view):
+    path = work / "models" / "evaluation" / "comparison.json"
+    metrics = json.loads(path.read_text())["metrics"]
+    metrics["f1_macro"] |= {"difference": 0.05, "interval": [-0.05, 0.15], "outcome": "unclear"}
+    change_json(path, metrics=metrics)
+    num_patients = json.loads((work / "models" / "evaluation" / "optimized_model.json").read_text())["num_patients"]
+    needed = patients_needed(0.05, -0.05, num_patients, 0.95)
+    card = json.loads((work / "models" / "optimized_model.json").read_text())
+    in_all = round_up(needed * sum(card["data"]["num_patients"].values()) / num_patients)
+    assert f"about {fmt.count(needed)} in the test set ({fmt.count(in_all)} in all" in report(view, work).text
 
 
 def test_candidates_are_shown_with_mean_and_std(work, view, text):
