@@ -222,6 +222,7 @@ def view_phase(frozen: FrozenTrial, number: int = 0) -> Phase | None:
 def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
     attrs = frozen.user_attrs
     curve = tuple((epoch, f1) for epoch, f1 in stored.curve_of(frozen) if math.isfinite(f1))
+    epochs = {epoch for epoch, _ in curve}
     phase = view_phase(frozen, len(phases) + 1)
     if phase is not None and phase not in phases:
         phases.append(phase)
@@ -241,7 +242,7 @@ def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
         params=dict(frozen.params),
         phase=phase,
         curve=curve,
-        losses=tuple(row for row in stored.rows_of(frozen, stored.LOSSES, int, float, float) if row[0] in dict(curve)),
+        losses=tuple(row for row in stored.rows_of(frozen, stored.LOSSES, int, float, float) if row[0] in epochs),
         is_baseline=bool(attrs.get(stored.BASELINE)),
         num_epochs=stored.count_of(attrs, stored.EPOCHS) or len(curve),
         seconds=stored.seconds_of(frozen),
