@@ -39,7 +39,7 @@ from csi_job.storage.trial_rows import add_trial
 from csi_job.study.pruning import make_pruner
 from csi_job.study.sampling import make_sampler
 from csi_job.study.settings import ObjectiveName, StudySettings, check_objective
-from csi_job.trial.space import SearchSpace, with_steps
+from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import CONFIRMATION
 
 logger = logging.getLogger(__name__)
@@ -240,12 +240,26 @@ def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], study_name: 
 
     Earlier versions stored fewer settings; those that are not stored are not compared.
     """
-    if isinstance(space := stored.get("space"), Mapping):
-        stored = {**stored, "space": with_steps(space)}
-    known = {key: given[key] for key in given if key in stored}
+    stored, known = _with_steps(stored), _with_steps({key: given[key] for key in given if key in stored})
     if named := differences(stored, known):
         message = f"study {study_name!r} was created with other settings: {named}"
         raise ConfigurationError(message, hint=_way_out(stored, known, study_name))
+
+
+def _with_steps(fingerprint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a fingerprint with the step of each range of whole numbers, where one of 1 may have been left out."""
+
+    def is_whole_range(form: Any) -> bool:
+        return isinstance(form, Mapping) and isinstance(form.get("low"), int) and isinstance(form.get("high"), int)
+
+    space = fingerprint.get("space")
+    if not isinstance(space, Mapping):
+        return fingerprint
+    forms = {
+        name: {**form, "step": form.get("step", 1)} if is_whole_range(form) and not form.get("log") else form
+        for name, form in space.items()
+    }
+    return {**fingerprint, "space": forms}
 
 
 def without_data(fingerprint: Mapping[str, Any]) -> dict[str, Any]:

@@ -169,13 +169,13 @@ class SearchSpace(create_model("SpaceFields", __base__=Section, **_SPACE_FIELDS)
             return False
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the space as JSON-able data; two spaces that Optuna would treat alike give the same."""
+        """Return the space as JSON-able data; two that Optuna would treat alike differ at most in a step of 1."""
         forms: dict[str, Any] = {}
         for name, form in self:
             forms[name] = {"dropped": True, "value": DEFAULTS[name]} if form is None else form.model_dump(mode="json")
             if conditions := forms[name].pop("when", None):
                 forms[name]["when"] = {parent: sorted(conditions[parent]) for parent in sorted(conditions)}
-        return with_steps(forms)
+        return forms
 
     def _is_active(self, parameter: Parameter, params: Mapping[str, Value]) -> bool:
         """Return whether the condition holds: a dropped parent has its default, one that was not sampled fails it."""
@@ -238,18 +238,6 @@ def parents_first(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
             reject((circle[0], "when"), f"conditions are circular: {' → '.join(circle)}", circle)
         ordered |= {name: waiting.pop(name) for name in ready}
     return ordered
-
-
-def with_steps(forms: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a fingerprint with the step of each range of whole numbers; earlier versions left out that of 1."""
-
-    def is_whole_range(form: Any) -> bool:
-        return isinstance(form, Mapping) and isinstance(form.get("low"), int) and isinstance(form.get("high"), int)
-
-    return {
-        name: {**form, "step": form.get("step", 1)} if is_whole_range(form) and not form.get("log") else form
-        for name, form in forms.items()
-    }
 
 
 def _with_default_condition(name: str, form: object) -> object:

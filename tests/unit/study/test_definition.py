@@ -12,6 +12,7 @@ from csi_job.study.definition import check_same, load_study, study_seed
 from csi_job.study.settings import StudySettings
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
+from csi_job.trial.space import SearchSpace
 from tests.support.studies import BASELINE, CACHE_KEY, define, toy_space, work_on
 
 RESULTS = {"trial": {"class_balance": False}, "cache.image_size_px": 32}
@@ -208,9 +209,20 @@ def test_other_names_are_taken(name, storage, tmp_path):
 
 def test_what_an_earlier_version_did_not_store_is_not_compared_and_many_differences_are_counted():
     check_same({"a": 1}, {"a": 1, "b": {"c": 2}}, "toy")
-    whole = {"low": 1, "high": 5}
-    check_same({"space": {"patience": whole}}, {"space": {"patience": whole | {"step": 1}}}, "toy")
     with pytest.raises(ConfigurationError, match=r"a \(was 1, now absent\), c\.d \(was absent, now 2\);"):
         check_same({"a": 1, "c": {}}, {"b": 3, "c": {"d": 2}}, "toy")
     with pytest.raises(ConfigurationError, match=r"and 5 more"):
         check_same({str(i): 1 for i in range(15)}, {str(i): 2 for i in range(15)}, "toy")
+
+
+def test_a_step_of_1_is_compared_as_none_but_stored_as_given_for_workers_of_an_earlier_version():
+    def fingerprint(**form):
+        return {"space": SearchSpace.model_validate({"patience": {"low": 5, "high": 20, **form}}).fingerprint()}
+
+    bare, stepped = fingerprint(), fingerprint(step=1)
+    assert bare["space"]["patience"] == {"low": 5, "high": 20}
+    check_same(bare, stepped, "toy")
+    check_same(stepped, bare, "toy")
+    for other, change in ({"step": 3}, r"step \(was 1, now 3\);"), ({"log": True}, "log .was absent, now true."):
+        with pytest.raises(ConfigurationError, match=rf"space\.patience\.{change}"):
+            check_same(bare, fingerprint(**other), "toy")
