@@ -2,8 +2,9 @@
 
 import itertools
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from csi_job.cache.manifest import CacheInfo
 from csi_job.files import write_file
@@ -22,6 +23,8 @@ from csi_job.storage.attributes import (
 from csi_job.study.record import StudyRecord
 from csi_job.yaml_file import yaml_line
 
+PhaseSettings: TypeAlias = tuple[tuple[str, Any], ...]
+
 
 def write_settings(view: StudyView, info: CacheInfo | None, path: Path) -> Path | None:
     """Write the settings of a study's first phase; None for a study of another program."""
@@ -34,7 +37,7 @@ def write_settings(view: StudyView, info: CacheInfo | None, path: Path) -> Path 
 
 
 def commands(view: StudyView, file: str) -> list[str]:
-    """Return one command per run of trials in one phase, which ends at the total of trials that the run ended at."""
+    """Return one command per run of finished trials in one phase, which ends at the total that the run ended at."""
     words = ["csi-job", "hyperopt", "--config", file]
     shared = f"{shlex.join(words)} --labels TABLE --images FOLDER --work NEW"
     if _weights(view):
@@ -50,13 +53,15 @@ def commands(view: StudyView, file: str) -> list[str]:
 
 
 def not_repeated(view: StudyView) -> str:
-    """Return a sentence about trials that came from elsewhere and a change of the limit of epochs; empty if none."""
+    """Return a sentence about trials from elsewhere, phases at the same time and other limits of epochs, if any."""
     others = [trial for trial in view.frozen_trials if not trial.user_attrs.get(BASELINE)]
     added = {
         "enqueued by hand": [trial for trial in others if FIXED_PARAMS in trial.system_attrs],
         "migrated from another study": [trial for trial in others if MIGRATED_FROM in trial.user_attrs],
     }
     parts = [f"{fmt.plural(len(trials), 'trial')} {how}" for how, trials in added.items() if trials]
+    if _is_interleaved(view, _settings_by_number(view)):
+        parts.append("the interleaving of phases that ran at the same time")
     created_with = {SETTINGS: view.attributes.get(SETTINGS)}
     first, last = max_epochs_total_of(created_with), max_epochs_total_of(view.attributes)
     if first != last:
@@ -86,17 +91,39 @@ def settings_yaml(view: StudyView, info: CacheInfo | None) -> str:
 
 
 def _runs(view: StudyView) -> list[tuple[int, dict[str, Any]]]:
-    """Return, for each run of trials in one phase, the finished trials of the study at its end and its settings."""
-    options = {trial.number: phase.options for trial in view.frozen_trials if (phase := view_phase(trial))}
-    runs = [(given, [*numbers][-1]) for given, numbers in itertools.groupby(options, options.__getitem__)]
+    """Return, for each run of finished trials in one phase, the total of trials at its end and its settings.
+
+    Of phases that ran at the same time, each is one run.
+    """
+    settings = _settings_by_number(view)
     finished = [trial.number for trial in view.with_outcome(*FINISHED)]
-    return [
-        (
-            max(sum(number <= last for number in finished), 1),
-            {name: value for name, value in given.items() if value is not None},
-        )
-        for given, last in runs
-    ]
+    if _is_interleaved(view, settings):
+        place = {given: place for place, given in enumerate(dict.fromkeys(settings.values()))}
+        finished.sort(key=lambda number: place.get(settings.get(number, ()), -1))
+    totals = {number: total for total, number in enumerate(finished, start=1)}
+    groups = itertools.groupby(filter(settings.__contains__, finished), settings.__getitem__)
+    runs = [(totals[[*numbers][-1]], given) for given, numbers in groups]
+    runs = runs or [(1, given) for given in [*settings.values()][:1]]  # nothing is finished yet
+    return [(total, {name: value for name, value in given if value is not None}) for total, given in runs]
+
+
+def _settings_by_number(view: StudyView) -> dict[int, PhaseSettings]:
+    """Return the settings of the phase of each trial that has started."""
+    phases = {trial.number: view_phase(trial) for trial in view.frozen_trials}
+    return {number: tuple(phase.options.items()) for number, phase in phases.items() if phase}
+
+
+def _is_interleaved(view: StudyView, settings: Mapping[int, PhaseSettings]) -> bool:
+    """Return whether a phase came back while a trial of another was running, as with two workers that differ."""
+    seen: set[PhaseSettings] = set()
+    started = [trial for trial in view.with_outcome(*FINISHED) if trial.number in settings and trial.runs]
+    for earlier, later in itertools.pairwise(started):
+        seen.add(settings[earlier.number])
+        start = later.runs[0].start
+        is_at_once = any(run.start <= start and (run.end is None or run.end > start) for run in earlier.runs)
+        if is_at_once and settings[later.number] in seen - {settings[earlier.number]}:
+            return True
+    return False
 
 
 def _weights(view: StudyView) -> str | None:

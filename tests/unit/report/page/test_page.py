@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState
 
 from csi_job.evaluation.decision import MIN_PATIENTS, decide, patients_needed, round_up
 from csi_job.html import format as fmt
@@ -19,12 +19,11 @@ from csi_job.html.format import MINUS
 from csi_job.report.page.page import refresh_results, write_report
 from csi_job.report.page.sections_result import best_settings
 from csi_job.report.results import Results
-from csi_job.report.settings_file import commands, not_repeated, settings_yaml
 from csi_job.report.study_view import view_study
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import WorkFolder
-from tests.unit.report.conftest import PSEUDONYMS, new_study, random_study, read_page, rich_study
+from tests.unit.report.conftest import PSEUDONYMS, random_study, read_page, rich_study
 
 FEW = MIN_PATIENTS - 1
 
@@ -317,26 +316,6 @@ def test_the_commands_shown_repeat_each_phase_and_end_at_the_total(work):
     assert [option.get("--max-epochs") for option in options] == [None, "12"]
     assert options[-1]["--n-trials"] == str(view_study(study).num_finished)
     assert options[0]["--config"] == "it's a study_settings.yaml"
-
-
-def test_the_commands_repeat_a_phase_that_comes_back_and_other_startup_trials_but_no_change_of_the_epochs():
-    study = new_study("toy", target=8)
-    study.set_user_attr("settings", {"study": {"max_epochs_total": 12}})
-    study.set_user_attr("max_epochs_total", 1000)
-    phases = [("random", 10), ("tpe", 10), ("random", 10), ("tpe", 2)]
-    for sampler, num_startup in phases:
-        attributes = {"sampler": sampler, "pruner": "none", "max_epochs": 8, "num_startup_trials": num_startup}
-        for _ in range(2):
-            study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs=attributes))
-    view = view_study(study)
-    first, *others = commands(view, "f")
-    flags = "--n-trials {} --max-epochs 8 --sampler {} --n-startup-trials {} --pruner none"
-    assert [command.removeprefix(f"{first} \\\n    ") for command in others] == [
-        flags.format(2 * number, *phase) for number, phase in enumerate(phases[1:], start=2)
-    ]
-    settings = yaml.safe_load(settings_yaml(view, None))["study"]
-    assert (settings["num_trials"], settings["sampler"], settings["max_epochs_total"]) == (2, "random", 1000)
-    assert not_repeated(view) == "The commands do not repeat the change of study.max_epochs_total from 12 to 1000."
 
 
 def test_two_objectives_show_the_rule_and_the_front(cost_view, tmp_path):
