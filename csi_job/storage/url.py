@@ -143,9 +143,10 @@ def check_sqlite_file(path: Path, *, create: bool) -> None:
         ConfigurationError: the file is missing, no file, or on a network file system, or it cannot be created.
     """
     check_file_system(path)
-    if path.is_file():
-        return
-    if path.exists():  # SQLite would wait for the lock of a device without end
+    if path.exists():  # asked first, since another process may be about to create it
+        if path.is_file():
+            return
+        # SQLite would wait for the lock of a device without end.
         raise ConfigurationError("the database is not a file", got=str(path), hint="name another in storage.url")
     if not create:
         raise no_database(path)

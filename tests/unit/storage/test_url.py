@@ -128,6 +128,19 @@ def test_what_is_no_file_is_rejected_as_a_database(path):
         check_sqlite_file(Path(path), create=True)
 
 
+@pytest.mark.parametrize("question", ["exists", "is_file"])
+def test_a_database_that_another_process_creates_meanwhile_is_taken(question, tmp_path, monkeypatch):
+    database, answer = tmp_path / "studies.db", getattr(Path, question)
+
+    def answer_just_before(path):
+        was_so = answer(path)
+        database.touch()
+        return was_so
+
+    monkeypatch.setattr(Path, question, answer_just_before)
+    check_sqlite_file(database, create=True)
+
+
 @pytest.mark.parametrize("path", ["/home/studies.db", "/merged/studies.db", "/layers/studies.db", "/database/s.db"])
 def test_a_local_file_system_is_accepted(path, tmp_path):
     mounts = tmp_path / "mountinfo"
