@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import os
 import shutil
 import tarfile
@@ -22,6 +23,7 @@ from csi_job.logs import RepeatedWarnings, announced
 logger = logging.getLogger(__name__)
 RESULTS: Final = ("models", WORK.problems.name)
 STARTUP_TIMEOUT_S: Final = 900.0  # a node may have to pull the image first
+MISSING_TIMEOUT_S: Final = 180.0  # for what the pod needs and does not exist
 EXEC_IDLE_TIMEOUT_S: Final = 120.0
 # An exec can lose the end of its output and still report success, a known bug; this marker is that end.
 END_MARKER: Final = b"all results are here"
@@ -77,9 +79,9 @@ def _running_pod(cluster: Cluster, release: Release) -> Iterator[str]:
 
 
 def _wait_until_running(cluster: Cluster, name: str) -> None:
-    deadline = time.monotonic() + STARTUP_TIMEOUT_S
+    begun_s, missing_since_s = time.monotonic(), math.inf
     reason, warnings = "it is still starting", RepeatedWarnings(logger)
-    while time.monotonic() < deadline:
+    while (waited_s := time.monotonic() - begun_s) < STARTUP_TIMEOUT_S:
         pod = cluster.get("Pod", name)
         if pod is not None:
             if pod["status"].get("phase") == "Running":
@@ -87,8 +89,12 @@ def _wait_until_running(cluster: Cluster, name: str) -> None:
             if problem := why_not_started(cluster, pod):
                 reason = problem.reason
                 warnings.log(f"{problem}; waiting for it")
+                if problem.is_missing:
+                    missing_since_s = min(missing_since_s, waited_s)
+                    if waited_s - missing_since_s > MISSING_TIMEOUT_S:
+                        break
         time.sleep(1)
-    raise ClusterError(f"the pod that reads the volume did not start within {STARTUP_TIMEOUT_S:.0f} s: {reason}")
+    raise ClusterError(f"the pod that reads the volume did not start within {waited_s:.0f} s: {reason}")
 
 
 def _unpack(archive: IO[bytes], destination: Path) -> Iterator[Path]:

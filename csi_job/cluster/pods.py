@@ -21,7 +21,8 @@ _MISSING_IMAGE: Final = re.compile(
     "no match for platform|unauthorized|authorization failed|forbidden|(?<!permission )denied",
     re.IGNORECASE,
 )
-_QUOTED: Final = re.compile('"[^"]*"')
+# Names and addresses, which not every runtime quotes.
+_NAMES: Final = re.compile(r'"[^"]*"|\S+/\S+')
 PREFIX: Final = "csi-job: "  # before every error on the command line
 OOM_KILLED: Final = "OOMKilled"
 EVICTED: Final = "Evicted"
@@ -151,7 +152,7 @@ def is_image_problem(reason: str) -> bool:
 
 def is_missing_image(reason: str) -> bool:
     """Return whether it is that the image is not there, or not for us; what its name or address says does not count."""
-    return bool(_MISSING_IMAGE.search(_QUOTED.sub("", reason)))
+    return bool(_MISSING_IMAGE.search(_NAMES.sub("", reason)))
 
 
 def starting_s(pod: Mapping[str, Any]) -> float:

@@ -4,11 +4,13 @@ import io
 import stat
 import subprocess
 import tarfile
+from types import SimpleNamespace
 
 import pytest
 
+from csi_job.cluster import fetch
 from csi_job.cluster.api import Write
-from csi_job.cluster.fetch import END_MARKER, PACK, _read_archive, _unpack
+from csi_job.cluster.fetch import END_MARKER, PACK, _read_archive, _unpack, _wait_until_running
 from csi_job.cluster.stages import WORK
 from csi_job.errors import ClusterError
 from csi_job.files import write_file
@@ -80,3 +82,19 @@ def test_a_copy_that_is_never_complete_is_a_one_line_error():
     cluster = Exec(archive())
     with pytest.raises(ClusterError, match="was cut off 5 times"):
         _read_archive(cluster, "pod", io.BytesIO())
+
+
+@pytest.mark.parametrize(("message", "waited_s"), [("r/a:1: not found", 181), ("503 Service Unavailable", 900)])
+def test_an_image_that_does_not_exist_is_waited_for_less_long_than_its_registry(message, waited_s, monkeypatch):
+    waiting = {"waiting": {"reason": "ErrImagePull", "message": message}}
+    status = {"phase": "Pending", "containerStatuses": [{"name": "fetch", "state": waiting}]}
+    cluster = Namespace({"kind": "Pod", "metadata": {"name": "pod"}, "spec": {}, "status": status})
+    now_s = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+
+    monkeypatch.setattr(fetch, "time", SimpleNamespace(monotonic=lambda: now_s, sleep=sleep))
+    with pytest.raises(ClusterError, match=f"did not start within {waited_s} s: ErrImagePull: {message}"):
+        _wait_until_running(cluster, "pod")

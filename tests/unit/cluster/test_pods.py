@@ -170,6 +170,10 @@ HEAD = 'unexpected status from HEAD request to "https://r/v2/not found"'
         ("ErrImagePull", f"{PULL} dial tcp 10.0.0.1:443: i/o timeout", False),
         ("ErrImagePull", f"{PULL} mkdir /var/lib/containerd/tmpmounts: permission denied", False),
         ("ImagePullBackOff", 'Back-off pulling image "r/denied:1"', False),
+        ("ErrImagePull", "initializing source docker://r/forbidden/x:1: dial tcp 10.0.0.1:443: i/o timeout", False),
+        ("ErrImagePull", "HEAD request to https://r/v2/denied/manifests/1: 503 Service Unavailable", False),
+        ("ErrImagePull", "reading manifest 1 in r/denied: received unexpected HTTP status: 502 Bad Gateway", False),
+        ("ErrImagePull", "initializing source docker://r/a:1: requested access to the resource is denied", True),
     ],
 )
 def test_an_image_that_does_not_exist_is_missing_but_not_one_whose_registry_is_away(reason, message, is_missing):
