@@ -63,11 +63,11 @@
 - {name: CSI_JOB_STORAGE__CREATE_TABLES, value: "false"}
 {{- end }}
 {{- $device := dig "trial" "device" "" $job }}
-{{- $gpus := (include "csi-job.section" . | fromYaml).gpus }}
+{{- $gpus := include "csi-job.numGpus" . | int }}
 {{- if and (eq $stage "final") (not $gpus) (eq $device "cuda") }}
 - {name: CSI_JOB_TRIAL__DEVICE, value: cpu}
 {{- else if and $gpus (not $device) }}
-# So that a pod that can't use its GPU fails, and is retried on another node maybe, rather than train on the CPU.
+# So that a pod that can't use its GPU fails, and is retried, perhaps on another node, rather than train on the CPU.
 - {name: CSI_JOB_TRIAL__DEVICE, value: cuda}
 {{- end }}
 {{- if and (eq $stage "cache") (eq $step "check") }}

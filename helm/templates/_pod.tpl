@@ -79,6 +79,12 @@ envFrom: {{- toYaml . | nindent 2 }}
 {{ toYaml $resources }}
 {{- end -}}
 
+{{/* GPUs of a stage's pod, also if requested by its `resources`: (list $ <stage>). */}}
+{{- define "csi-job.numGpus" -}}
+{{- $own := include "csi-job.section" . | fromYaml -}}
+{{ $own.gpus | default (get (($own.resources).limits | default dict) (index . 0).Values.gpuResource) | int }}
+{{- end -}}
+
 {{/* Image and security of a container: (list $ image). */}}
 {{- define "csi-job.containerImage" -}}
 image: {{ include "csi-job.image" . | quote }}

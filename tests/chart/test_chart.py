@@ -104,13 +104,36 @@ def test_the_search_trains_and_confirms_on_gpus_and_final_has_one_only_if_asked(
 
 @pytest.mark.parametrize("stage", ["cache", "search", "final"])
 @pytest.mark.parametrize("device", [None, "auto", "cpu"])
-def test_a_stage_with_gpus_requires_one_unless_the_device_is_set(stage, device):
+@pytest.mark.parametrize("amount", [{"gpus": 1}, {"resources.limits": {"nvidia.com/gpu": "1"}}])
+def test_a_stage_with_gpus_requires_one_unless_the_device_is_set(stage, device, amount):
     """Otherwise a pod that can't use its GPU would train on the CPU, and hold the GPU."""
-    values = {"search.gpus": 0, f"{stage}.gpus": 1} | ({"job.trial.device": device} if device else {})
+    values = {"search.gpus": 0} | {f"{stage}.{name}": value for name, value in amount.items()}
+    values |= {"job.trial.device": device} if device else {}
     for component, pod in pods(render({**DEMO, **values})).items():
         for container in containers(pod):
             env = {each["name"]: each.get("value") for each in container.get("env", ())}
             assert env.get("CSI_JOB_TRIAL__DEVICE") == (None if device or component != stage else "cuda")
+
+
+def test_a_final_stage_whose_gpu_is_among_its_limits_keeps_to_a_device_that_is_set():
+    final = {"final.resources.limits": {"nvidia.com/gpu": 1}, "job.trial.device": "cuda"}
+    (container,) = pods(render({**DEMO, **final}))["final"]["containers"]
+    assert "CSI_JOB_TRIAL__DEVICE" not in {each["name"] for each in container["env"]}
+
+
+@pytest.mark.parametrize(
+    ("values", "number"),
+    [
+        ({"search.gpus": 2}, 2),
+        ({"search.gpus": 0, "search.resources.limits": {"nvidia.com/gpu": 3}}, 3),
+        ({"search.gpus": 0}, 0),
+        ({"search.gpus": 0, "search.resources.limits": {"nvidia.com/gpu": "0"}}, 0),
+    ],
+)
+def test_gpus_count_for_the_check_and_the_budget_however_they_are_requested(values, number):
+    (container,) = pods(render({**DEMO, **values}))["check"]["containers"]
+    assert f"--num-gpus={number}" in container["args"]
+    assert (helm({**DEMO, **values, "budget.gpuHours": 1}).returncode == 0) == bool(number)
 
 
 @pytest.mark.parametrize("stage", ["cache", "search"])

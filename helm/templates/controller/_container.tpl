@@ -13,8 +13,7 @@ args:
   - --budget-hours={{ . }}
   {{- end }}
   {{- with .Values.budget.gpuHours }}
-  {{- $search := $.Values.search }}
-  {{- if not (or $search.gpus (hasKey ($search.resources.limits | default dict) $.Values.gpuResource)) }}
+  {{- if not (include "csi-job.numGpus" (list $ "search") | int) }}
   {{- fail "budget.gpuHours counts search.gpus, which is 0; set budget.hours instead" }}
   {{- end }}
   - --budget-gpu-hours={{ . }}

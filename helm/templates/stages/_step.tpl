@@ -38,7 +38,7 @@ volumeMounts:
 - cluster
 - check
 - {{ include "csi-job.config" . }}
-- --num-gpus={{ int .Values.search.gpus }}
+- --num-gpus={{ include "csi-job.numGpus" (list . "search") }}
 - --gpu-resource={{ .Values.gpuResource }}
 - --database-secret={{ include "csi-job.databaseSecret" . }}/{{ .Values.database.secretKey }}
 {{- with .Values.wandb.existingSecret }}
