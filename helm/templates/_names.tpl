@@ -1,9 +1,11 @@
 {{/* Prefix of every object's name, at most 36 characters: stage, digest and pod suffix must fit into 63. Helm accepts
-     releases whose names begin with a digit or have dots, but Services, StatefulSets and Jobs can't have such names. */}}
+     releases whose names begin with a digit or have dots, but Services can have neither, and Indexed Jobs no dots. */}}
 {{- define "csi-job.fullname" -}}
 {{- $name := .Values.fullnameOverride | default (contains "csi-job" .Release.Name | ternary .Release.Name (printf "%s-csi-job" .Release.Name)) -}}
-{{- if not (regexMatch "^[a-z][-a-z0-9]*$" $name) }}
-{{- fail (printf "objects can't be named after the release %q: their names begin with a letter and have no dots; choose another release name, or set fullnameOverride" .Release.Name) }}
+{{- if contains "." $name }}
+{{- fail (printf "Jobs can't be named after the release %q, since their names have no dots; choose another release name, or set fullnameOverride" .Release.Name) }}
+{{- else if and (or .Values.database.bundled .Values.dashboard.enabled) (not (regexMatch "^[a-z]" $name)) }}
+{{- fail (printf "Services can't be named after the release %q, since their names begin with a letter; choose another release name, or set fullnameOverride, and work.existingClaim if there is a volume to keep" .Release.Name) }}
 {{- end }}
 {{- if gt (len $name) 36 }}{{ printf "%s-%s" ($name | trunc 29 | trimSuffix "-") ($name | sha256sum | trunc 6) }}{{ else }}{{ $name }}{{ end -}}
 {{- end -}}
@@ -16,21 +18,18 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
 {{/* Labels of an object: (list $ component [<labels of this object alone>]). Users can't override those by which
-     NetworkPolicies, Services and the controller find pods. */}}
+     NetworkPolicies, Services and the controller find pods, but may say that something else manages the objects. */}}
 {{- define "csi-job.labels" -}}
 {{- $own := include "csi-job.section" . | fromYaml -}}
 {{- $labels := merge dict (gt (len .) 2 | ternary (last .) dict) ($own.labels | default dict) ((index . 0).Values.commonLabels | default dict) -}}
-{{- range list "name" "instance" "component" "managed-by" -}}
+{{- range list "name" "instance" "component" -}}
 {{- $label := printf "app.kubernetes.io/%s" . -}}
 {{- if hasKey $labels $label -}}
 {{- fail (printf "the chart itself sets the label %s, got %q; remove it from commonLabels and from the sections' labels" $label (get $labels $label)) -}}
 {{- end -}}
 {{- end -}}
 {{ include "csi-job.selector" . }}
-app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
-{{- with $labels }}
-{{ toYaml . }}
-{{- end }}
+{{ merge $labels (dict "app.kubernetes.io/managed-by" (index . 0).Release.Service) | toYaml }}
 {{- end -}}
 
 {{/* Name, namespace and labels of an object: (list $ component <suffix of the name> [<labels of this object alone>]). */}}

@@ -226,6 +226,16 @@ def test_a_release_after_which_no_service_can_be_named_is_rejected(release):
     assert helm({**DEMO, "fullnameOverride": "first"}, release=release).returncode == 0
 
 
+def test_a_release_without_services_may_begin_with_a_digit_but_have_no_dot():
+    values = {**DEMO, **EXTERNAL}
+    names = [document["metadata"]["name"] for document in render(values, release="2026-run")]
+    assert "2026-run-csi-job-search" in names
+    assert 'can\'t be named after the release "a.b"' in helm(values, release="a.b").stderr
+    refused = helm({**values, "dashboard.enabled": True}, release="2026-run").stderr
+    assert 'can\'t be named after the release "2026-run"' in refused
+    assert "set fullnameOverride, and work.existingClaim if there is a volume to keep" in refused
+
+
 def test_the_schema_matches_the_models():
     assert json.loads((CHART / "values.schema.json").read_text()) == values_schema(), "run: make schema"
 
@@ -307,12 +317,14 @@ branches = st.lists(st.sampled_from(sorted(BRANCHES)), min_size=1, max_size=4)
 @given(release=names, chosen=branches, parallelism=st.integers(0, 1000), cpu=st.integers(1, 64))
 @example(release="a" * 28, chosen=["demo"], parallelism=1000, cpu=1)
 @example(release="a" * 53, chosen=["demo"], parallelism=1000, cpu=1)
+@example(release="2026", chosen=["external database"], parallelism=1, cpu=1)
 def test_names_stay_within_63_characters_and_labels_are_text(release, chosen, parallelism, cpu):
     values = {name: value for branch in chosen for name, value in BRANCHES[branch].items()}
+    has_services = "external database" not in chosen or "dashboard" in chosen
     values |= {
         **DEMO,
         "data.existingClaim": "",
-        "fullnameOverride": "csi" if release.isdecimal() else "",
+        "fullnameOverride": "csi" if release.isdecimal() and has_services else "",
         "search.parallelism": parallelism,
         "search.resources.requests.cpu": cpu,
     }

@@ -99,6 +99,16 @@ def test_a_section_annotates_and_labels_its_jobs_and_pods(component):
             assert key not in str(item)
 
 
+def test_who_manages_an_object_is_said_once_and_may_be_overridden():
+    key = "app.kubernetes.io/managed-by"
+    by_helm, by_argo = (
+        re.findall(f"{key}: (.*)", helm({**EVERYTHING, **given}).stdout)
+        for given in ({}, {"commonLabels": {key: "argocd"}})
+    )
+    assert set(by_helm) == {"Helm"}
+    assert by_argo == ["argocd"] * len(by_helm)
+
+
 def test_a_stage_may_wait_in_a_queue_of_its_own():
     label = "kueue.x-k8s.io/queue-name"
     documents = render({**DEMO, "kueue.queueName": "all", "search.labels": {label: "gpus"}})
