@@ -82,7 +82,7 @@ def optimize_hyperparameters(
     }
     loaded = load_settings({path: value for path, value in {**settings, **flags}.items() if value is not None})
     record = read_record(loaded.settings.storage, loaded.settings.work, loaded.settings.study.name)
-    return run_hyperopt(loaded.over(record) if record else loaded, lenient=True, own_process=False)
+    return run_hyperopt(loaded.over(record) if record else loaded, is_script=True)
 
 
 def _cache_to_train_on(settings: Settings, study_key: str, study_name: str = "") -> Cache:
@@ -121,9 +121,8 @@ def define(settings: Settings, record: StudyRecord | None) -> tuple[optuna.Study
 def run_hyperopt(
     loaded: LoadedSettings,
     *,
-    lenient: bool,
     more_trials: int | None = None,
-    own_process: bool = True,
+    is_script: bool = False,
     confirm: bool = False,
     report: bool = True,
 ) -> optuna.Study:
@@ -131,20 +130,23 @@ def run_hyperopt(
 
     With `confirm`, the workers then also do the trainings of `run_train_optimized`.
     Of the limits of an existing study, those that were given are changed, and `more_trials` are added to its trials;
-    see `set_target`, also for `lenient`. With `own_process`, this process is ended if training hangs: not in a
-    notebook. With several workers, each has its own process anyway.
+    see `set_target`. With `is_script`, this process, which may be a notebook's, is not ended if training hangs; with
+    several workers, each has its own process anyway.
     """
     settings = loaded.settings
     environments = worker_environments(settings.study, settings.trial)
     study, cache = define(settings, loaded.study)
+    # A script, a configuration file or the environment says the same at every start, also after others changed a limit.
+    is_lenient = {name: is_script or not loaded.is_flag(f"study.{name}") for name in ("num_trials", "max_epochs_total")}
     set_target(
         study,
         num_trials=settings.study.num_trials if loaded.is_given("study.num_trials") and more_trials is None else None,
         more_trials=more_trials,
         max_epochs_total=settings.study.max_epochs_total if loaded.is_given("study.max_epochs_total") else ...,
-        lenient=lenient,
+        lenient=is_lenient["num_trials"],
+        lenient_epochs=is_lenient["max_epochs_total"],
     )
-    Search(study, cache, settings, confirm, own_process).run(environments)
+    Search(study, cache, settings, confirm, not is_script).run(environments)
     if report:
         write_results(study, settings.folder)
     return study

@@ -54,8 +54,6 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None, *, confirm: bool, 
 
     study = run_hyperopt(
         loaded,
-        # A configuration file or the environment says the same at every start, also after others have added trials.
-        lenient=not loaded.is_flag("study.num_trials"),
         more_trials=more_trials,
         confirm=confirm,
         report=report,

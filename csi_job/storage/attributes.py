@@ -17,6 +17,7 @@ SETTINGS: Final = "settings"  # the settings tree that it was created with, with
 TARGET: Final = "target"  # the total of finished trials
 TARGET_CHANGES: Final = "target_changes"  # the latest [{token, more, total}, …]; `more` is null where a total was given
 MAX_EPOCHS_TOTAL: Final = "max_epochs_total"  # null: no limit; absent in studies of earlier versions, see `SETTINGS`
+MAX_EPOCHS_GIVEN: Final = "max_epochs_given"  # the limit that a file or variable gave last; absent: that of `SETTINGS`
 OBJECTIVE: Final = "objective"
 SEED: Final = "seed"
 UID: Final = "uid"  # unlike the name, never used again, e.g. for experiment tracking

@@ -9,7 +9,13 @@ import optuna
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
-from csi_job.storage.attributes import MAX_EPOCHS_TOTAL, settings_of, target_changes_of
+from csi_job.storage.attributes import (
+    MAX_EPOCHS_GIVEN,
+    MAX_EPOCHS_TOTAL,
+    max_epochs_total_of,
+    settings_of,
+    target_changes_of,
+)
 from csi_job.storage.claim import Counts, cancel_excess, count_trials
 from csi_job.storage.lease import new_token
 from csi_job.storage.optuna_private import study_id_of
@@ -28,6 +34,7 @@ def set_target(
     more_trials: int | None = None,
     max_epochs_total: int | EllipsisType | None = ...,
     lenient: bool = False,
+    lenient_epochs: bool = False,
     token: str = "",
 ) -> int:
     """Change the total number of finished trials, and that of epochs, once, under the study's lock.
@@ -39,6 +46,7 @@ def set_target(
         max_epochs_total: the new limit of epochs over all trials, None for no limit; by default it is kept.
         lenient: `num_trials` is from a file or variable. It undoes no addition made since the study was given it, and
             keeps the trials that are finished, running or waiting within the present total.
+        lenient_epochs: `max_epochs_total` is from a file or variable. It undoes no change made since one gave the same.
         token: identifies the change, which happens once. Without one, an addition of as many trials that are not
             finished yet is taken for that of the same command, which was interrupted, and is continued.
 
@@ -65,13 +73,27 @@ def set_target(
         _warn_if_lowered(study, counts.target, target, "trials")
         if target != counts.target:
             store_target(connection, study_id, target, token=own_token, more=more_trials)
-        if max_epochs_total is not ...:
-            _warn_if_lowered(study, counts.max_epochs_total, max_epochs_total, "epochs")
-            set_attribute(connection, STUDY_ATTRIBUTES, study_id, MAX_EPOCHS_TOTAL, max_epochs_total)
+        _set_max_epochs_total(connection, study, attributes, max_epochs_total, lenient=lenient_epochs)
         cancel_excess(connection, study_id, count_trials(connection, study_id))
         return target
 
     return storage.write(transaction)
+
+
+def _set_max_epochs_total(
+    connection: Connection,
+    study: optuna.Study,
+    attributes: Mapping[str, Any],
+    new: int | EllipsisType | None,
+    *,
+    lenient: bool,
+) -> None:
+    created_with = settings_of(attributes).get("study", {}).get("max_epochs_total")
+    if new is ... or (lenient and new == attributes.get(MAX_EPOCHS_GIVEN, created_with)):
+        return
+    _warn_if_lowered(study, max_epochs_total_of(attributes), new, "epochs")
+    for name in (MAX_EPOCHS_TOTAL, MAX_EPOCHS_GIVEN) if lenient else (MAX_EPOCHS_TOTAL,):
+        set_attribute(connection, STUDY_ATTRIBUTES, study_id_of(study), name, new)
 
 
 def _warn_if_lowered(study: optuna.Study, old: int | None, new: int | None, nouns: str) -> None:

@@ -104,7 +104,7 @@ def test_the_search_writes_the_documented_files(finished):
     assert 0 <= best["value"] <= 1
 
 
-def test_rerunning_a_finished_search_trains_nothing_and_says_how_to_continue(finished):
+def test_rerunning_a_finished_search_trains_nothing_and_says_how_to_continue(finished, tmp_path):
     before = trials(finished)
     out, err = run(finished, "hyperopt", "--n-trials", 3)
     assert trials(finished) == before
@@ -118,9 +118,10 @@ def test_rerunning_a_finished_search_trains_nothing_and_says_how_to_continue(fin
     assert "plots and report: " not in out
     assert report.stat().st_mtime_ns == written
     assert "give one of them" in run(finished, "hyperopt", "--n-trials", 3, "--more-trials", 1, code=2)[1]
-    for epochs, lowered in ((90, True), (100, False)):
-        _, err = run(finished, "hyperopt", "--no-report", "--max-epochs-total", epochs)
-        assert ("lowering the total" in err) is lowered
+    (limits := tmp_path / "limits.yaml").write_text("study: {num_trials: 3, max_epochs_total: 100}")
+    for name, number, epochs in (("max-epochs-total", 90, 90), ("n-trials", 3, 90), ("max-epochs-total", 100, 100)):
+        _, err = run(finished, "hyperopt", "--no-report", "--config", limits, f"--{name}", number)
+        assert ("lowering the total" in err) is (number == 90)
         assert f"study.max_epochs_total: {epochs} " in run(finished, "config", "show", "--study", "csi_optimization")[0]
 
 

@@ -161,6 +161,24 @@ def test_a_new_limit_of_epochs_is_stored_with_the_total_or_not_at_all(storage, c
     assert study_counts(study).max_epochs_total is None
 
 
+def test_an_unchanged_limit_of_epochs_of_a_file_undoes_no_other_given_since(storage):
+    study = define(storage, max_epochs_total=12, tree={"study": {"max_epochs_total": 12}})
+
+    def restart(max_epochs_total):
+        set_target(study, num_trials=5, max_epochs_total=max_epochs_total, lenient=True, lenient_epochs=True)
+        return study_counts(study).max_epochs_total
+
+    set_target(study, more_trials=4, max_epochs_total=1000)
+    assert [restart(limit) for limit in (12, 30, 30)] == [1000, 30, 30]
+    for limit in (5, None):
+        set_target(study, max_epochs_total=limit)
+        assert [restart(30), restart(30)] == [limit, limit]
+    assert [restart(limit) for limit in (None, 12)] == [None, 12]
+    set_target(study, max_epochs_total=30, lenient_epochs=True)
+    set_target(study, num_trials=5)
+    assert study_counts(study).max_epochs_total == 30
+
+
 def test_a_study_of_an_earlier_version_keeps_the_limit_of_epochs_among_its_settings(storage, tmp_path, caplog):
     given = {"pruner": "none", "num_trials": 5}
     study = define(storage, tree={"study": {"max_epochs_total": 7}}, **given)
