@@ -82,6 +82,14 @@ def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path, stored, uid):
     assert attempts.find_checkpoint(tmp_path, None, 0, attempt=2, uid=uid) == newest
 
 
+@pytest.mark.parametrize("uid", ["x/../../y", "../x", "/x"])
+def test_a_uid_of_another_program_leads_to_no_other_folder_and_is_resumed(tmp_path, uid):
+    trial = tmp_path / "trial-3"
+    *_, newest = attempt(trial, 1, 0, 1, uid=uid)
+    assert [*tmp_path.rglob("*.pt")] == [*trial.glob("attempt-1-*/*.pt")] != []
+    assert attempts.find_checkpoint(trial, newest, 1, attempt=2, uid=uid) == newest
+
+
 def test_without_an_intact_checkpoint_a_trial_starts_over(tmp_path):
     for path in attempt(tmp_path, 1, 0, 1):
         tear(path)
