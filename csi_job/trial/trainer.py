@@ -246,7 +246,7 @@ def may_compile(settings: TrialSettings, device: torch.device) -> bool:
 
 
 def pays_to_compile(settings: TrialSettings, arch: str, shape_NHW: Sequence[int], device: torch.device) -> bool:
-    """Return whether to compile a network; `auto`: if so many training images pay for it.
+    """Return whether to compile a network; `auto`: if there are enough training images to pay for it.
 
     It depends on nothing else, so that on like machines a study compiles all trials of an architecture or none.
     """

@@ -68,6 +68,17 @@ def data(phantoms):
     return ("--labels", str(phantoms / "labels.csv"), "--images", str(phantoms / "images"))
 
 
+def copy_work(work, to):
+    """Copy a work folder, its database by SQLite, since other tests in this process may have it open."""
+    shutil.copytree(work, to, ignore=shutil.ignore_patterns("studies.db*"))
+    with (
+        contextlib.closing(sqlite3.connect(work / "studies.db")) as source,
+        contextlib.closing(sqlite3.connect(to / "studies.db")) as target,
+    ):
+        source.backup(target)
+    return to
+
+
 def trials(work):
     with sqlite3.connect(work / "studies.db") as database:
         return database.execute(TRIALS).fetchall()
@@ -230,7 +241,7 @@ def test_a_namesake_in_another_database_is_refused_before_it_replaces_results(fi
     [(True, "the model is of another study of this name"), (False, "has the results of another study of this name")],
 )
 def test_a_model_is_evaluated_although_the_database_has_a_namesake(finished, namesake, tmp_path, says_whose, reason):
-    work = shutil.copytree(finished, tmp_path / "work")
+    work = copy_work(finished, tmp_path / "work")
     if not says_whose:  # as in version 0.1
         for path in work.glob("models/**/*_model.json"):
             if "study_uid" in (card := json.loads(path.read_text())):

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shlex
-import shutil
 import sqlite3
 from collections import Counter
 
@@ -21,7 +20,7 @@ from csi_job.storage import attributes as stored
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
 from csi_job.transfer.copy import write_study_rows
-from tests.integration.test_commands import ENVIRONMENT, data, run, trials
+from tests.integration.test_commands import ENVIRONMENT, copy_work, data, run, trials
 from tests.support.carrying import simple_study
 from tests.support.postgres import guarded_server
 from tests.support.processes import Command
@@ -176,8 +175,8 @@ COMMANDS = (
 @pytest.mark.parametrize("value", [None, math.nan, "../x", [[1, [2]]]])
 def test_what_another_program_stores_under_our_names_stops_no_command(searched, tmp_path, value):
     """Trials of every state, and the study, with values of other kinds, by Optuna's own API."""
-    work = tmp_path / "work"
-    shutil.copytree(searched, work)
+    work = copy_work(searched, tmp_path / "work")
+    (work / "models" / "hyperopt" / ".csi_optimization.json").unlink(missing_ok=True)  # another uid is another study
     study = optuna.load_study(study_name="csi_optimization", storage=f"sqlite:///{work}/studies.db")
     first = study.trials[0]
     foreign = {name: value for name in OF_TRIALS if not (value and name in OUTCOMES)}
