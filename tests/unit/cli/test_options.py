@@ -114,7 +114,7 @@ def test_a_terminal_without_a_size_is_written_to(monkeypatch):
         (["export"], 2, "No such command 'export'. Did you mean 'study export'?"),
         (["show"], 2, "Did you mean 'config show' or 'study show'?"),
         (["hyperopt", "--nonsense"], 2, "No such option"),
-        (["status", "--work", "x" * 5000], 2, "xxx; name another path"),
+        (["status", "--work", "x" * 5000], 2, "xxx); name another path"),
         (["hyperopt", "--n-trials", "many"], 2, "csi-job hyperopt --help"),
         (["hyperopt", "--sampler", "magic"], 2, "'tpe', 'tpe_per_cost', 'random', 'cmaes', 'auto'"),
         (["config", "show", "--config", "none.yaml"], 2, "none.yaml"),
