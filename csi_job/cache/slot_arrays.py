@@ -12,7 +12,7 @@ import numpy as np
 
 from csi_job.cache.manifest import images_file
 from csi_job.files import lock_range, open_private, replacing, unlock_ranges
-from csi_job.radiographs.doubt import doubt_about
+from csi_job.radiographs.grey import doubt_about
 from csi_job.radiographs.split import SPLITS
 
 _FLUSH_EVERY_S = 2.0  # of work at most is lost by a kill

@@ -17,7 +17,7 @@ from csi_job.evaluation.csi import FloatArray, predict_csi
 from csi_job.evaluation.model_file import LoadedModel, predict_probabilities
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.machine import num_cores
-from csi_job.radiographs.doubt import doubt_about
+from csi_job.radiographs.grey import doubt_about
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.zones import RISK_CLASSES, UNKNOWN, ZONES, risk_class
 

@@ -16,6 +16,7 @@ import pytest
 from csi_job.cli import cli
 from csi_job.errors import ConfigurationError
 from tests.support.processes import Command, cold_command, preload, wait_until
+from tests.support.reader import copy_work
 
 preload("tests.support.warm")
 
@@ -66,17 +67,6 @@ def run(work, *arguments, code=0):
 
 def data(phantoms):
     return ("--labels", str(phantoms / "labels.csv"), "--images", str(phantoms / "images"))
-
-
-def copy_work(work, to):
-    """Copy a work folder, its database by SQLite, since other tests in this process may have it open."""
-    shutil.copytree(work, to, ignore=shutil.ignore_patterns("studies.db*"))
-    with (
-        contextlib.closing(sqlite3.connect(work / "studies.db")) as source,
-        contextlib.closing(sqlite3.connect(to / "studies.db")) as target,
-    ):
-        source.backup(target)
-    return to
 
 
 def trials(work):

@@ -20,11 +20,11 @@ from csi_job.storage import attributes as stored
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
 from csi_job.transfer.copy import write_study_rows
-from tests.integration.test_commands import ENVIRONMENT, copy_work, data, run, trials
+from tests.integration.test_commands import ENVIRONMENT, data, run, trials
 from tests.support.carrying import simple_study
 from tests.support.postgres import guarded_server
 from tests.support.processes import Command
-from tests.support.reader import Reader, StudyReader
+from tests.support.reader import Reader, StudyReader, copy_work
 
 pytestmark = pytest.mark.timeout(900)  # the first test of the module waits for a search
 COMPLETE = TrialState.COMPLETE

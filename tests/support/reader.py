@@ -1,8 +1,11 @@
-"""A study read by plain SQL, and what must hold of a finished one; shares no code with what it checks."""
+"""A study read by plain SQL or copied, and what must hold of a finished one; shares no code with what it checks."""
 
+import contextlib
+import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -116,3 +119,14 @@ def _wrong_results(reader: StudyReader, max_epochs: int) -> Iterator[str]:
             yield f"trial {number} is complete with the values {result}, x is {x}"
         if x is not None and any(abs(value - value_of(x, step)) > 1e-12 for step, value in curve):
             yield f"trial {number} has the values {curve}, which are not those of x = {x}"
+
+
+def copy_work(work: Path, to: Path) -> Path:
+    """Copy a work folder, its database by SQLite, since other tests in this process may have it open."""
+    shutil.copytree(work, to, ignore=shutil.ignore_patterns("studies.db*"))
+    with (
+        contextlib.closing(sqlite3.connect(work / "studies.db")) as source,
+        contextlib.closing(sqlite3.connect(to / "studies.db")) as target,
+    ):
+        source.backup(target)
+    return to

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from csi_job.radiographs.doubt import doubt_about
-from csi_job.radiographs.grey import films, percentiles
+from csi_job.radiographs.grey import doubt_about, films, percentiles
 
 
 def framed(film_HW: np.ndarray, level: int) -> np.ndarray:
