@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Final
 
 import torch
@@ -172,14 +173,18 @@ def visible_gpus() -> list[str]:
     A process sees at most one MIG instance, whatever CUDA counts, so these come from their list.
     """
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0  # neither creates a CUDA context
-    if not num_gpus:
-        return []
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = _driver_uuids() if given is None else [name.strip() for name in given.split(",")]
     instances = [name for name in names if name.startswith("MIG-")]
-    if given is not None:
+    if not instances:
+        wanted = [*takewhile(re.compile(r"\d+$|GPU-").match, names)]  # a name such as -1 or none hides the rest
+        if num_gpus < len(wanted):
+            source = "nvidia-smi lists" if given is None else "CUDA_VISIBLE_DEVICES names"
+            values = {"usable": num_gpus, "wanted": len(wanted), "source": source}
+            logger.warning("torch can use only %(usable)d of the %(wanted)d GPUs that %(source)s", values)
+    if given is not None and num_gpus:
         return instances or names[:num_gpus]
-    return names if instances else [str(index) for index in range(num_gpus)]
+    return names if instances and num_gpus else [str(index) for index in range(num_gpus)]
 
 
 def _driver_uuids() -> list[str]:

@@ -86,6 +86,8 @@ NEEDED = {"status": {"optuna", "sqlalchemy"}, "train-optimized": {"optuna"}}
         (["hyperopt", "--labels", "typo.csv", *FOLDER], "the label table does not exist, got 'typo.csv'"),
         (["study", "create", *TABLE, "--images", "typo"], "the folder of images cannot be read"),
         (["cache", "build", "--labels", "typo.csv", "--images", "typo"], "the label table does not exist"),
+        (["hyperopt", "--labels", "x" * 300, *FOLDER], "the label table cannot be read (File name too long)"),
+        (["cache", "build", *TABLE, "--images", "x" * 300], "the folder of images cannot be read (File name too long)"),
         (["cache", "build", *TABLE, *FOLDER], "labels.csv: the label table is empty"),
         (["cache", "verify"], "there is no cache yet"),
         (["hyperopt", *TABLE, *FOLDER, "--pretrained", "typo.pth"], "no such weights file, got 'typo.pth'"),

@@ -218,6 +218,27 @@ def test_more_workers_than_gpus_are_refused(machine, tmp_path, num_gpus, device,
         worker_environments(StudySettings(workers=3), TrialSettings.model_validate({"device": device}))
 
 
+@pytest.mark.parametrize(
+    ("num_gpus", "listed", "given", "expected"),
+    [
+        (1, TWO_GPUS, None, "torch can use only 1 of the 2 GPUs that nvidia-smi lists"),
+        (0, TWO_GPUS, None, "torch can use only 0 of the 2 GPUs that nvidia-smi lists"),
+        (3, "", "0,1,GPU-dddd,2", "torch can use only 3 of the 4 GPUs that CUDA_VISIBLE_DEVICES names"),
+        (2, TWO_GPUS, None, None),
+        (1, TWO_INSTANCES, None, None),  # CUDA never sees more than one
+        (1, TWO_GPUS, "1,-1,0", None),
+        (0, TWO_GPUS, "", None),
+        (0, TWO_GPUS, "none", None),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_named_once(machine, tmp_path, caplog, num_gpus, listed, given, expected):
+    install(machine, tmp_path, num_gpus, listed)
+    if given is not None:
+        machine.setenv("CUDA_VISIBLE_DEVICES", given)
+    visible_gpus()
+    assert caplog.messages == ([expected] if expected else [])
+
+
 def test_a_missing_gpu_is_an_error_that_is_worth_a_retry(machine, tmp_path):
     install(machine, tmp_path, 0)
     with pytest.raises(ResourceError, match="torch finds no GPU"):
