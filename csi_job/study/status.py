@@ -177,6 +177,8 @@ class StudyStatus:
     """None before its trainings are planned."""
     num_paused: int = 0
     """Trials that wait for others to fall behind; no worker runs them."""
+    ends_by_epochs: bool = False
+    """Whether `study.max_epochs_total` will end the search before the target."""
 
     @property
     def claimed(self) -> tuple[RunningStatus, ...]:
@@ -233,7 +235,10 @@ def study_status(study: optuna.Study) -> StudyStatus:
     failed = (trial for trial in trials if stored.outcome_of(trial) == "failed")
     failures = (str(trial.user_attrs.get(stored.REASON, "unknown")) for trial in failed)
     num_left = max(target - sum(outcomes[outcome] for outcome in stored.FINISHED), 0)
-    eta_s = _seconds_left(trials, attributes, num_left, sum(not trial.is_orphan for trial in running))
+    pace = (trials, attributes, num_left, sum(not trial.is_orphan for trial in running))
+    limit = stored.max_epochs_total_of(attributes)
+    epochs_left = math.inf if limit is None else max(limit - sum(len(stored.curve_of(trial)) for trial in trials), 0)
+    to_target_s, eta_s = _seconds_left(*pace), _seconds_left(*pace, epochs_left)
     return StudyStatus(
         name=study.study_name,
         objective=str(attributes.get(stored.OBJECTIVE, "")),
@@ -246,11 +251,12 @@ def study_status(study: optuna.Study) -> StudyStatus:
         num_waiting=outcomes["waiting"],
         running=running,
         best=best,
-        trials_per_h=num_left / eta_s * 3600 if eta_s else None,
+        trials_per_h=num_left / to_target_s * 3600 if to_target_s else None,
         eta_s=eta_s,
         failures=tuple(Counter(failures).most_common()),
         confirmation=confirmation,
         num_paused=len(leases) - len(running),
+        ends_by_epochs=eta_s != to_target_s,
     )
 
 
@@ -289,12 +295,16 @@ def _running(row: Row[Any], trials: Sequence[FrozenTrial]) -> RunningStatus:
 
 
 def _seconds_left(
-    trials: Sequence[FrozenTrial], attributes: Mapping[str, Any], num_left: int, num_running: int
+    trials: Sequence[FrozenTrial],
+    attributes: Mapping[str, Any],
+    num_left: int,
+    num_running: int,
+    epochs_left: float = math.inf,
 ) -> float | None:
     """Return how long the rest takes with this many running, however long the study was idle before.
 
     A trial takes as long as the latest finished ones did on average. Where the pruner pauses, those that finish are the
-    long ones, so epochs are counted instead.
+    long ones, so epochs are counted instead. After `epochs_left`, only what is running is finished.
     """
     phase = next((phase for trial in reversed(trials) if stored.PRUNER in (phase := phase_of(trial))), {})
     if phase.get(stored.PRUNER) not in PAUSING or not {stored.MIN_RESOURCE, stored.REDUCTION_FACTOR} <= phase.keys():
@@ -302,7 +312,8 @@ def _seconds_left(
         num_left -= sum(stored.outcome_of(trial) == "paused" for trial in trials)
         finished = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         seconds = [length for trial in finished[-NUM_TIMED:] if (length := stored.seconds_of(trial)) is not None]
-        amount = max(num_left, 0)
+        num_epochs = fmean([len(stored.curve_of(trial)) for trial in finished[-NUM_TIMED:]] or [1])
+        amount = min(max(num_left, 0), num_running + epochs_left / max(num_epochs, 1))
     else:
         timed = [
             (length, len(stored.curve_of(trial)))
@@ -310,7 +321,7 @@ def _seconds_left(
             if (length := stored.seconds_of(trial)) is not None
         ]
         seconds = [length / num_epochs for length, num_epochs in timed if num_epochs][-NUM_TIMED:]
-        amount = max(_epochs_left(trials, attributes, phase), num_running)
+        amount = max(min(_epochs_left(trials, attributes, phase), epochs_left), num_running)
     if not num_running or not seconds or fmean(seconds) <= 0:
         return None
     return amount * fmean(seconds) / num_running

@@ -126,4 +126,5 @@ def _pace(status: StudyStatus) -> str:
     if status.trials_per_h is None:
         return "Time left: unknown until a trial has finished and another is running."
     left = f", about {fmt.duration(status.eta_s)} left" if status.eta_s is not None else ""
-    return f"{status.trials_per_h:.1f} trials per hour{left}"
+    limit = " until study.max_epochs_total is reached" if left and status.ends_by_epochs else ""
+    return f"{status.trials_per_h:.1f} trials per hour{left}{limit}"

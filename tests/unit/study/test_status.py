@@ -138,6 +138,14 @@ def test_the_time_left_is_counted_in_epochs_where_trials_pause(storage, pruner, 
     assert status.eta_s == seconds
     assert status.trials_per_h == 7 / seconds * 3600
     assert [trial.seconds for trial in view_study(study).trials] == [None, 120.0, 30.0, 30.0, 60.0]
+    set_target(study, max_epochs_total=33)  # of which 25 are done, and a trial takes 12
+    limited = study_status(study)
+    assert limited.eta_s == {"asha": 80.0, "none": pytest.approx((1 + 8 / 12) * 120.0)}[pruner]
+    assert (limited.trials_per_h, limited.ends_by_epochs) == (status.trials_per_h, True)
+    set_target(study, max_epochs_total=330)
+    assert (study_status(study).eta_s, study_status(study).ends_by_epochs) == (seconds, False)
+    set_target(study, max_epochs_total=20)  # only what is running is finished
+    assert study_status(study).eta_s == {"asha": 10.0, "none": 120.0}[pruner]
 
 
 def test_the_time_left_is_that_of_trials_of_mean_length(storage):

@@ -28,6 +28,9 @@ def test_the_terminal_shows_progress_best_trial_running_trials_and_failures():
     expected = ["a [b]study[/b]", "54 of 60 trials", "90%", "41 complete", "4 infeasible", "0.717", "3/12", "3 s ago"]
     expected += ["learning_rate 0.00067", "gpu-1", "orphaned, will be resumed", "KeyError in trial/model.py:3 [bold]"]
     assert [words for words in (*expected, "14.2 trials per hour, about 72 min left") if words not in text] == []
+    assert "72 min left until" not in text
+    limited = shown(render_status(replace(STATUS, ends_by_epochs=True)))
+    assert "14.2 trials per hour, about 72 min left until study.max_epochs_total is reached" in limited
 
 
 def test_with_two_objectives_the_chosen_trial_is_not_called_the_best():
