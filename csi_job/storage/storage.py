@@ -58,7 +58,7 @@ class StudyStorage(Database):
     - an outage is waited out (`retry`).
     """
 
-    def __init__(self, address: Address, *, lease_s: float = 60.0, outage_s: float = 900.0) -> None:
+    def __init__(self, address: Address, *, lease_s: float, outage_s: float) -> None:
         """Open a database whose tables exist."""
         super().__init__(address, outage_s=outage_s)
         self.lease_s = lease_s

@@ -1,6 +1,7 @@
 """Claims: their order, the exact total, and fencing, on both databases."""
 
 import signal
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
-from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError, StopRequestedError
+from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError, StopRequestedError, StorageUnavailableError
 from csi_job.signals import Stop
 from csi_job.storage.claim import Claim, NothingToClaim
 from csi_job.storage.lease import worker_id
@@ -88,9 +89,11 @@ def test_released_trials_are_free_immediately_and_count_no_lost_attempt(storage)
             storage.release(lease, TrialWrite(), limit_s=0)
 
 
-def test_a_release_is_repeated_although_a_signal_came(storage):
+def test_a_signal_ends_the_wait_of_a_write_but_not_that_of_a_release_or_a_renewal(storage):
     study = define(storage, num_trials=1)
-    lease, stop, failures = leased(study), Stop(), [psycopg2.OperationalError("server closed the connection")]
+    lease, stop, failures = leased(study), Stop(), []
+    away, busy = psycopg2.OperationalError("server closed the connection"), sqlite3.OperationalError("locked")
+    busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
     stop.request(signal.SIGTERM)
 
     @sa.event.listens_for(storage.engine, "before_cursor_execute")
@@ -98,8 +101,18 @@ def test_a_release_is_repeated_although_a_signal_came(storage):
         if failures:
             raise failures.pop()
 
-    with storage.retry.interrupted_by(stop.check, stop.wait):
-        storage.release(lease, TrialWrite(), limit_s=10)
+    def after(failure, write):
+        failures.append(failure)
+        with storage.retry.interrupted_by(stop.check, stop.wait):
+            write()
+
+    with pytest.raises(StopRequestedError):
+        after(away, lambda: storage.write_trial(lease, TrialWrite()))
+    after(busy, lambda: storage.renew(lease))
+    for write in (lambda: storage.renew(lease), lambda: storage.release(lease, TrialWrite(), limit_s=0)):
+        with pytest.raises(StorageUnavailableError):  # at once, although another try would succeed
+            after(away, write)
+    after(away, lambda: storage.release(lease, TrialWrite(), limit_s=10))
     assert leased(study, max_attempts=1).attempt == 2
 
 
@@ -203,12 +216,18 @@ def test_a_worker_whose_lease_was_taken_over_writes_nothing_more(storage, url):
     storage.write_trial(old, TrialWrite(steps={0: 0.1}), num_epochs=1)
     expire(storage, old)
     new = leased(study)
-    for write in (TrialWrite(steps={1: 9.0}), TrialWrite(user_attrs={"a": 1}), DONE):
+    writes = [
+        lambda: storage.write_trial(old, TrialWrite(steps={1: 9.0})),
+        lambda: storage.write_trial(old, TrialWrite(user_attrs={"a": 1})),
+        lambda: storage.write_trial(old, DONE),
+        lambda: storage.rewrite_steps(old, 0, TrialWrite(), None),
+        lambda: storage.renew(old),
+    ]
+    for write in writes:
+        old.lost = False
         with pytest.raises(LeaseLostError):
-            storage.write_trial(old, write)
-    with pytest.raises(LeaseLostError):
-        storage.renew(old)
-    assert (old.lost, new.lost) == (True, False)
+            write()
+        assert (old.lost, new.lost) == (True, False)
     storage.write_trial(new, DONE)
     with pytest.raises(LeaseLostError):  # though it is finished as this write would
         storage.write_trial(old, DONE)

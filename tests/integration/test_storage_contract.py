@@ -81,7 +81,7 @@ class TestStudyStorage(StorageTestCase):
     @pytest.fixture
     def storage(self, url, tmp_path):
         opened = open_storage(storage_settings(url), tmp_path, create=True)
-        leased = LeasedStorage(opened.address)
+        leased = LeasedStorage(opened.address, lease_s=60, outage_s=0)
         opened.close()
         yield leased
         leased.close()
@@ -97,7 +97,7 @@ class TestStudyStorageBelowOptunasCache(TestStudyStorage):
     @pytest.fixture
     def storage(self, url, tmp_path):
         opened = open_storage(storage_settings(url), tmp_path, create=True)
-        leased = LeasedStorage(opened.address)
+        leased = LeasedStorage(opened.address, lease_s=60, outage_s=0)
         opened.close()
         yield optuna.storages.get_storage(leased)
         leased.close()
