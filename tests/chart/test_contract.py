@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 
 from csi_job.cli import cli
 from csi_job.cli.steps import THEN
@@ -78,6 +79,25 @@ def test_work_volume_and_settings_are_mounted_where_the_program_looks(documents,
     image = (ROOT / "Dockerfile").read_text()
     assert f"CSI_JOB_WORK={stages.WORK.root}\n" in image
     assert "HOME=/tmp/home" in image  # the chart mounts a volume at /tmp
+
+
+def test_the_pods_of_a_job_read_the_settings_that_it_was_created_for(documents):
+    """Its own copy: an upgrade changes the ConfigMap, but may be rejected, or has yet to replace the Job."""
+    (settings,) = [d["data"]["settings.yaml"] for d in documents if d["metadata"]["name"].endswith("-settings")]
+    own, by_reference = "metadata.annotations['csi-job/settings']", {"name": "r-csi-job-settings"}
+    volumes = {
+        name: volume
+        for name, pod in pods(documents).items()
+        for volume in pod["volumes"]
+        if volume["name"] == "settings"
+    }
+    assert volumes.pop("controller")["configMap"] == by_reference
+    assert volumes.keys() == {*PROGRAM} - {"controller"}
+    for volume in volumes.values():
+        assert volume["downwardAPI"]["items"] == [{"path": stages.SETTINGS_FILE.name, "fieldRef": {"fieldPath": own}}]
+    jobs = [document for document in documents if document["metadata"]["labels"][stages.COMPONENT] in volumes]
+    given = [job["spec"]["template"]["metadata"]["annotations"]["csi-job/settings"] for job in jobs]
+    assert [*map(yaml.safe_load, given)] == [yaml.safe_load(settings)] * len(volumes)
 
 
 def test_image_and_chart_run_as_the_same_user(documents):

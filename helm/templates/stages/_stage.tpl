@@ -18,10 +18,10 @@ ttlSecondsAfterFinished: {{ . | int64 }}
 {{- end }}
 {{- end -}}
 
-{{/* Changed settings change the pod, and so replace the Job. */}}
+{{/* With the settings, which a pod reads from its own annotation: so every pod of a Job has those that the Job was created
+     for, also after an upgrade that is rejected or has yet to replace it. Changed settings replace the Job. */}}
 {{- define "csi-job.stagePodMetadata" -}}
-{{- $digest := include "csi-job.settings" (index . 0) | sha256sum | trunc 16 -}}
-{{ include "csi-job.podMetadata" (list (index . 0) (index . 1) (dict "csi-job/settings" $digest)) }}
+{{ include "csi-job.podMetadata" (list (index . 0) (index . 1) (dict "csi-job/settings" (include "csi-job.settings" (index . 0)))) }}
 {{- end -}}
 
 {{/* A stage's pod without its containers; the cache's has its own init containers. */}}
@@ -40,7 +40,8 @@ terminationGracePeriodSeconds: {{ $root.Values.terminationGracePeriodSeconds | i
 securityContext: {{- toYaml $root.Values.podSecurityContext | nindent 2 }}
 volumes:
   - {name: work, persistentVolumeClaim: {claimName: {{ include "csi-job.workClaim" $root | quote }}}}
-  - {name: settings, configMap: {name: {{ include "csi-job.fullname" $root }}-settings}}
+  - name: settings
+    downwardAPI: {items: [{path: settings.yaml, fieldRef: {fieldPath: "metadata.annotations['csi-job/settings']"}}]}
   {{- include "csi-job.databaseVolumes" $root | nindent 2 }}
   {{- with $root.Values.wandb.existingSecret }}
   {{- include "csi-job.secretVolume" (list "wandb" . $root.Values.wandb.secretKey "api-key") | nindent 2 }}
