@@ -63,7 +63,7 @@
 - {name: CSI_JOB_STORAGE__CREATE_TABLES, value: "false"}
 {{- end }}
 {{- $device := dig "trial" "device" "" $job }}
-{{- $gpus := include "csi-job.numGpus" . | int }}
+{{- $gpus := include "csi-job.requestsGpu" . }}
 {{- if and (eq $stage "final") (not $gpus) (eq $device "cuda") }}
 - {name: CSI_JOB_TRIAL__DEVICE, value: cpu}
 {{- else if and $gpus (not $device) }}

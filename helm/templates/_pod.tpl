@@ -85,6 +85,19 @@ envFrom: {{- toYaml . | nindent 2 }}
 {{ $own.gpus | default (get (($own.resources).limits | default dict) (index . 0).Values.gpuResource) | int }}
 {{- end -}}
 
+{{/* Whether a stage's pod requests a GPU, by whatever name: "true", else "": (list $ <stage>). What it claims by dynamic
+     resource allocation counts as one: only drivers know what it is. */}}
+{{- define "csi-job.requestsGpu" -}}
+{{- $own := include "csi-job.section" . | fromYaml -}}
+{{- $resources := $own.resources | default dict -}}
+{{- $found := or $own.gpus $resources.claims -}}
+{{- range $name, $amount := $resources.limits -}}
+{{- $isGpu := or (eq $name (index $ 0).Values.gpuResource) (regexMatch "gpu|/mig-" $name) -}}
+{{- $found = or $found (and $isGpu (ne (toString $amount) "0")) -}}
+{{- end -}}
+{{- if $found }}true{{ end -}}
+{{- end -}}
+
 {{/* Image and security of a container: (list $ image). */}}
 {{- define "csi-job.containerImage" -}}
 image: {{ include "csi-job.image" . | quote }}

@@ -104,7 +104,15 @@ def test_the_search_trains_and_confirms_on_gpus_and_final_has_one_only_if_asked(
 
 @pytest.mark.parametrize("stage", ["cache", "search", "final"])
 @pytest.mark.parametrize("device", [None, "auto", "cpu"])
-@pytest.mark.parametrize("amount", [{"gpus": 1}, {"resources.limits": {"nvidia.com/gpu": "1"}}])
+@pytest.mark.parametrize(
+    "amount",
+    [
+        {"gpus": 1},
+        *({"resources.limits": {name: "1"}} for name in ("nvidia.com/gpu", "nvidia.com/mig-1g.5gb", "amd.com/gpu")),
+        {"resources.claims": [{"name": "a100"}]},
+    ],
+    ids=str,
+)
 def test_a_stage_with_gpus_requires_one_unless_the_device_is_set(stage, device, amount):
     """Otherwise a pod that can't use its GPU would train on the CPU, and hold the GPU."""
     values = {"search.gpus": 0} | {f"{stage}.{name}": value for name, value in amount.items()}
@@ -115,10 +123,19 @@ def test_a_stage_with_gpus_requires_one_unless_the_device_is_set(stage, device, 
             assert env.get("CSI_JOB_TRIAL__DEVICE") == (None if device or component != stage else "cuda")
 
 
-def test_a_final_stage_whose_gpu_is_among_its_limits_keeps_to_a_device_that_is_set():
-    final = {"final.resources.limits": {"nvidia.com/gpu": 1}, "job.trial.device": "cuda"}
+@pytest.mark.parametrize(
+    ("limits", "is_on_cpu"),
+    [
+        ({"nvidia.com/gpu": 1}, False),
+        ({"nvidia.com/mig-1g.5gb": 1}, False),
+        ({"nvidia.com/gpu": 0, "nvidia.com/mig-1g.5gb": "0", "cpu": 1}, True),
+    ],
+)
+def test_a_final_stage_whose_gpu_is_among_its_limits_keeps_to_a_device_that_is_set(limits, is_on_cpu):
+    final = {"final.resources.limits": limits, "job.trial.device": "cuda"}
     (container,) = pods(render({**DEMO, **final}))["final"]["containers"]
-    assert "CSI_JOB_TRIAL__DEVICE" not in {each["name"] for each in container["env"]}
+    assert ({"name": "CSI_JOB_TRIAL__DEVICE", "value": "cpu"} in container["env"]) is is_on_cpu
+    assert ("CSI_JOB_TRIAL__DEVICE" in {each["name"] for each in container["env"]}) is is_on_cpu
 
 
 @pytest.mark.parametrize(
