@@ -8,7 +8,18 @@ from functools import partial
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, ServerClock
-from csi_job.cluster.stages import GPU_RESOURCE, get_annotation, job_result, num_gpus
+from csi_job.cluster.stages import (
+    GIVES_WAY,
+    GPU_RESOURCE,
+    HELD,
+    Release,
+    get_annotation,
+    is_paused,
+    job_result,
+    num_gpus,
+    resize,
+    study_of,
+)
 
 # Annotations of the search Job.
 SECONDS: Final = "csi-job/seconds"
@@ -67,6 +78,26 @@ def meter(cluster: Cluster, job: Mapping[str, Any], add: AddUsage) -> None:
     """Keep the usage with the study, which outlives every Job, and the total with the Job."""
     if annotations := add_usage(job, add):
         cluster.patch("Job", job["metadata"]["name"], {"metadata": {"annotations": annotations}})
+
+
+def enforce(cluster: Cluster, release: Release, budget: Budget, add: AddUsage) -> str:
+    """Meter the running search of the release's study, if need be one of earlier settings, and stop it without budget.
+
+    The search stage does so itself; this is for as long as that has yet to begin, or another controller to start.
+
+    Returns:
+        which limit is exhausted, empty if none is.
+    """
+    study, reason = study_of(release.search.template), ""
+    for job in cluster.jobs(release.search.labels):
+        is_other = study_of(job["spec"]["template"]) != study
+        if is_other or job_result(job) or get_annotation(job, HELD) not in ("", GIVES_WAY):
+            continue
+        meter(cluster, job, add)
+        reason = budget.exhausted_reason(job)
+        if reason and not (is_paused(job) or get_annotation(job, ENDED_BY)):
+            resize(cluster, job, 0, {ENDED_BY: "budget"})
+    return reason
 
 
 def add_usage(job: Mapping[str, Any], add: AddUsage) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, NotYetError, Object, UnreachableError
 from csi_job.cluster.back_off import OwnBackOff
-from csi_job.cluster.budget import Budget
+from csi_job.cluster.budget import Budget, enforce
 from csi_job.cluster.refusals import check_stages, database_problem, job_problem, why_not_started, with_remedy
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import JOB_NAME, CacheRun, StageRun, resume_search
@@ -70,7 +70,7 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
     watch = StudyWatch(settings, record)
     leader = _Leader(cluster, options, watch, record)
     steps: list[Step] = [
-        partial(_delete_earlier_controllers, cluster),
+        partial(_take_over, cluster),
         partial(check_stages, cluster),
         *(_stage_step(cluster, options, watch, stage) for stage in STAGES),
     ]
@@ -96,10 +96,10 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
     return outcome
 
 
-def _delete_earlier_controllers(cluster: Cluster, release: Release) -> bool:
-    """Delete the Jobs of earlier controllers; after a failed upgrade, Helm forgets one of them.
+def _take_over(cluster: Cluster, release: Release) -> bool:
+    """Delete the Jobs of earlier controllers, and let the others end with the release.
 
-    A later one is never deleted: Helm may have created it just now.
+    After a failed upgrade, Helm forgets one of them. A later one is never deleted: Helm may have created it just now.
     """
     with suppress(NotAllowedError):
         jobs = cluster.jobs(selector(release.name, CONTROLLER))
@@ -108,7 +108,16 @@ def _delete_earlier_controllers(cluster: Cluster, release: Release) -> bool:
             if own and job["metadata"]["creationTimestamp"] < own[0]["metadata"]["creationTimestamp"]:
                 cluster.delete("Job", job["metadata"]["name"])
                 logger.info("deleted %s, the Job of an earlier controller", job["metadata"]["name"])
+            else:
+                _adopt(cluster, release, job)
     return True
+
+
+def _adopt(cluster: Cluster, release: Release, controller: Object) -> None:
+    """Let Kubernetes delete a controller's Job with the release's ConfigMap, even if Helm has forgotten it."""
+    if "ownerReferences" not in controller["metadata"]:
+        owned = {"metadata": {"ownerReferences": [dict(release.owner)]}}
+        cluster.patch("Job", controller["metadata"]["name"], owned)
 
 
 def _resume_search(cluster: Cluster, release: Release) -> bool:
@@ -138,15 +147,15 @@ def _serve_metrics(options: ControllerOptions, watch: StudyWatch) -> Callable[[C
 class _Leader:
     """Runs the release for as long as this controller is in charge of it.
 
-    Helm writes the new stages first and creates their controller last. If it fails in between, this controller keeps
-    the stages that it knows.
+    Helm writes the new stages first and creates their controller last. Until that one runs, which it may never do, this
+    controller keeps the stages that it knows.
     """
 
     def __init__(
         self, cluster: Cluster, options: ControllerOptions, watch: StudyWatch, record: Callable[..., None]
     ) -> None:
         """Know no stages yet."""
-        self._cluster, self._options, self._record = cluster, options, record
+        self._cluster, self._options, self._watch, self._record = cluster, options, watch, record
         self._own, self._refresh_metrics = OwnBackOff(cluster), _serve_metrics(options, watch)
         self._last: Release | None = None
         self._replaced_since_s: float | None = None
@@ -193,16 +202,26 @@ class _Leader:
             self._replaced_since_s = self._replaced_since_s or now_s
             is_late = now_s - self._replaced_since_s > UPGRADE_S
             successor = self._cluster.get("Job", found.controller)
+            stages = "the stages from before" if self._last else "the new stages"
             if successor is None:
                 if is_late:
-                    stages = "the stages from before" if self._last else "the new stages"
                     self._warnings.log(f"helm upgrade failed halfway; continuing with {stages}; repeat it or roll back")
                 return replace(self._last or found, done=found.done)
-            if job_result(successor) or successor.get("status", {}).get("ready"):
+            with suppress(NotAllowedError):
+                _adopt(self._cluster, found, successor)
+            result = job_result(successor)
+            if successor.get("status", {}).get("ready") or (result and not (result.failed and self._last)):
                 return None
-            if is_late:  # if Helm removes it, this controller continues
-                reason = f"the next controller, Job {found.controller}, does not run yet"
-                self._wait(reason + _why_not_running(self._cluster, successor), "waiting for it")
+            if is_late:
+                reason = (
+                    f"the next controller, Job {found.controller}, {'has failed' if result else 'does not run yet'}"
+                )
+                how = f"continuing with {stages}" if self._last else "waiting for it"
+                self._wait(reason + _why_not_running(self._cluster, successor), how)
+            if self._last:
+                return replace(self._last, done=found.done)
+            if exhausted := enforce(self._cluster, found, self._options.budget, self._watch.add_usage):
+                self._warnings.log(f"{exhausted}; the search's pods hand over their trials")
             time.sleep(POLL_S)
 
 
@@ -236,10 +255,9 @@ def _end_with_namespace(cluster: Cluster, options: ControllerOptions) -> None:
 def _stage_step(cluster: Cluster, options: ControllerOptions, watch: StudyWatch, name: str) -> Step:
     """Return the step that runs one stage to its end."""
     kind: Callable[..., StageRun] = StageRun
-    if name == "cache":
-        kind = partial(CacheRun, watch=watch, max_rounds=options.max_rounds)
-    elif name == "search":
-        kind = partial(SearchRun, watch=watch, budget=options.budget, max_rounds=options.max_rounds)
+    if name != STAGES[-1]:
+        run_of = CacheRun if name == "cache" else SearchRun
+        kind = partial(run_of, watch=watch, budget=options.budget, max_rounds=options.max_rounds)
     run: StageRun | None = None
 
     def reconcile(release: Release) -> bool:

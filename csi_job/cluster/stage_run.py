@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, ServerClock
-from csi_job.cluster.budget import initial_annotations, meter
+from csi_job.cluster.budget import Budget, enforce, initial_annotations
 from csi_job.cluster.pods import failure_of, is_active, is_lost, is_running, starting_s
 from csi_job.cluster.refusals import EXCEEDED_QUOTA, apply_job, is_lasting, job_problem, why_not_started, with_remedy
 from csi_job.cluster.stages import (
@@ -272,17 +272,18 @@ class StageRun:
 class CacheRun(StageRun):
     """Run again for a study that no longer exists; while it lacks quota, the search of the release gives way."""
 
-    def __init__(self, *stage: Any, watch: StudyWatch, max_rounds: int, **options: Any) -> None:
-        """Like `StageRun`, with the study, and how often the Job may be recreated for it."""
+    def __init__(self, *stage: Any, watch: StudyWatch, budget: Budget, max_rounds: int, **options: Any) -> None:
+        """Like `StageRun`, with the study, its budget, and how often the Job may be recreated for it."""
         super().__init__(*stage, **options)
-        self.watch, self.max_rounds = watch, max_rounds
+        self.watch, self.budget, self.max_rounds = watch, budget, max_rounds
         self._crowded_at_s: float | None = None  # when pods of the search were last seen
         self._retried_at_s = -math.inf
         self._is_in_vain = False  # the search gave way, and a queue admitted the stage no sooner
 
     def on_active(self, job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> bool:
         """Make room for the Job if it has waited for a queue's quota, unless that was in vain."""
-        self._meter_search()
+        if exhausted := enforce(self.cluster, self.release, self.budget, self.watch.add_usage):
+            self.log_once(f"cache: meanwhile, {exhausted}; the search's pods hand over their trials", "BudgetExhausted")
         if is_waiting(job) and age_s(job) > MAKE_ROOM_AFTER_S and not self._is_in_vain:
             if self._has_search_pods():
                 self._hold_search(job["metadata"]["labels"][QUEUE])
@@ -320,13 +321,6 @@ class CacheRun(StageRun):
             self._retried_at_s = time.monotonic()
             retried = {RETRIED: ServerClock.now().isoformat(timespec="seconds")}
             self.cluster.patch("Job", job["metadata"]["name"], {"metadata": {"annotations": retried}})
-
-    def _meter_search(self) -> None:
-        """Meter the search that continues after the stage, so that only what its pods use until they end counts."""
-        search = self.release.search
-        for job in self.cluster.jobs(search.labels):
-            if get_annotation(job, DIGEST) == search.digest and job_result(job) is None:
-                meter(self.cluster, job, self.watch.add_usage)
 
     def _is_study_missing(self) -> bool:
         return self.watch.status() is None and self.watch.is_missing

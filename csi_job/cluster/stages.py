@@ -50,6 +50,7 @@ START_OVER: Final = "restore its database, or start over with helm upgrade"
 # Reasons of Events that say what holds at the moment; any other is said once, also by a restarted controller.
 RECURRING: Final = ("Waiting", "PodWaiting", "PodsRefused", "DatabaseWaiting", "DatabaseUnavailable", "DatabaseBack")
 GPU_RESOURCE: Final = "csi-job/gpu-resource"  # also an annotation of the ConfigMap
+SETTINGS: Final = "csi-job/settings"  # of a stage's pods: the settings file that they read
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,13 @@ def claims_of(pod: Mapping[str, Any]) -> list[str]:
     """Return the names of the volume claims that a pod's spec mounts."""
     found = (volume.get("persistentVolumeClaim") for volume in pod.get("volumes") or ())
     return [claim["claimName"] for claim in found if claim]
+
+
+def study_of(template: Mapping[str, Any]) -> object:
+    """Return the name of the study in the settings of a stage's pods; None if it is not given there."""
+    settings = yaml.safe_load(get_annotation(template, SETTINGS)) if template.get("metadata") else None
+    study = settings.get("study") if isinstance(settings, Mapping) else None
+    return study.get("name") if isinstance(study, Mapping) else None
 
 
 def component_of(item: Mapping[str, Any]) -> str:

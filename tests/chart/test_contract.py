@@ -84,7 +84,7 @@ def test_work_volume_and_settings_are_mounted_where_the_program_looks(documents,
 def test_the_pods_of_a_job_read_the_settings_that_it_was_created_for(documents):
     """Its own copy: an upgrade changes the ConfigMap, but may be rejected, or has yet to replace the Job."""
     (settings,) = [d["data"]["settings.yaml"] for d in documents if d["metadata"]["name"].endswith("-settings")]
-    own, by_reference = "metadata.annotations['csi-job/settings']", {"name": "r-csi-job-settings"}
+    own, by_reference = f"metadata.annotations['{stages.SETTINGS}']", {"name": "r-csi-job-settings"}
     volumes = {
         name: volume
         for name, pod in pods(documents).items()
@@ -96,7 +96,7 @@ def test_the_pods_of_a_job_read_the_settings_that_it_was_created_for(documents):
     for volume in volumes.values():
         assert volume["downwardAPI"]["items"] == [{"path": stages.SETTINGS_FILE.name, "fieldRef": {"fieldPath": own}}]
     jobs = [document for document in documents if document["metadata"]["labels"][stages.COMPONENT] in volumes]
-    given = [job["spec"]["template"]["metadata"]["annotations"]["csi-job/settings"] for job in jobs]
+    given = [job["spec"]["template"]["metadata"]["annotations"][stages.SETTINGS] for job in jobs]
     assert [*map(yaml.safe_load, given)] == [yaml.safe_load(settings)] * len(volumes)
 
 

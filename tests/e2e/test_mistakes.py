@@ -2,6 +2,7 @@
 
 import pytest
 
+from csi_job.cluster.stages import SETTINGS_FILE
 from tests.e2e.release import ENDLESS, IMAGE, Release, pod, secret, wait_until
 
 pytestmark = pytest.mark.timeout(1600)
@@ -103,17 +104,25 @@ def test_an_upgrade_that_fails_halfway_leaves_the_study_as_it_was(release):
         "metadata": {"name": "Not_a_name"},
         "spec": {"ports": [{"port": 1}]},
     }
-    other = {**values, "extraObjects": [refused], "search.env": [{"name": "COLOUR", "value": "blue"}]}
+    other = {**values, "extraObjects": [refused], "job.study.max_epochs": 2}
     assert "Not_a_name" in release.helm("upgrade", values=other, check=False)
 
     wait_until("the controller says so", lambda: "helm upgrade failed halfway" in release.log(), 180)
     assert (release.uids("controller"), release.uids("search")) == (before, pods)
+    release.kubectl("delete", "pods", "-l", "app.kubernetes.io/component=search", "--wait=false")
+    again = wait_until("another search pod", lambda: release.uids("search") - pods and release.running("search"), 120)
+    assert "max_epochs: 3\n" in release.kubectl("exec", again[0], "--", "cat", str(SETTINGS_FILE))
+    pods = release.uids("search")
     release.kubectl("delete", "pods", "-l", "app.kubernetes.io/component=controller", "--wait=false")
     wait_until("another controller pod", lambda: release.uids("controller") - before, 120)
     # It knows no other stages than the new ones.
     wait_until("the new stages' search runs", lambda: release.uids("search") - pods, 240)
     release.helm("upgrade", values={**values, "job.study.num_trials": release.pause() + 1, "search.parallelism": 2})
     release.wait_for_end(600)
+
+    release.helm("upgrade", values=other, check=False)
+    release.uninstall()  # of what is left, Helm knows only the claims and the password
+    wait_until("no Job is left", lambda: release.items("jobs") == [], 30)
 
 
 def _is_reported_once(release: Release, named: str) -> None:

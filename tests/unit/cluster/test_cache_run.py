@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from csi_job.cluster import stage_run
+from csi_job.cluster.budget import ENDED_BY, Budget
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import JOB_NAME, RETRIED, CacheRun
-from csi_job.cluster.stages import DIGEST, GIVES_WAY, HELD, Release, get_annotation, selector
+from csi_job.cluster.stages import DIGEST, GIVES_WAY, HELD, SETTINGS, Release, get_annotation, is_paused, selector
 from csi_job.errors import StageFailedError
 from tests.unit.cluster.namespace import Namespace, Watch, ended, event, pass_time, search, stage
 
@@ -24,7 +25,7 @@ def cache(
     stages = (stage("cache", parallelism=1, queue=queue), stage(queue=queue), stage("final"))
     release = Release("r", "second", {"kind": "ConfigMap", "name": "r-stages"}, stages, {}, done={"cache": "old"})
     study: Any = watch
-    limits: dict[str, Any] = {"max_rounds": max_rounds, "missing_s": missing_s}
+    limits: dict[str, Any] = {"budget": Budget(hours=2), "max_rounds": max_rounds, "missing_s": missing_s}
     return CacheRun(namespace, release, stages[0], watch=study, controller_digest="second", **limits)
 
 
@@ -170,18 +171,28 @@ def test_a_search_is_billed_until_its_pods_have_ended_but_not_for_its_wait(is_re
     assert watch.used.gpu_seconds == pytest.approx(2 * used_s, abs=10)
 
 
-def test_a_search_that_the_release_replaces_is_not_billed_to_its_study(monkeypatch):
-    """The settings that differ may be those of the study."""
+@pytest.mark.parametrize("is_other", [False, True])
+def test_a_search_of_earlier_settings_keeps_to_the_budget_unless_it_is_of_another_study(is_other, monkeypatch, caplog):
+    """An upgrade may be rejected, and the cache stage wait for its pods or take hours."""
+    caplog.set_level("INFO", logger="csi_job")
     watch = Watch(num_finished=0)
     _, job = running_search(namespace := Namespace(), "", Watch(num_finished=0))
     job["status"] = {"active": 2, "ready": 2}
     job["metadata"]["annotations"][DIGEST] = "other"
+    job["spec"]["template"] |= {"metadata": {"annotations": {SETTINGS: "study: {name: before}"}}}
     run = cache(namespace, watch)
+    template: Any = run.release.search.template
+    name = "now" if is_other else "before"
+    template["metadata"] = {"annotations": {SETTINGS: f"study:\n  num_trials: 9\n  name: {name}"}}
     run.reconcile()
     run.reconcile()
-    pass_time(monkeypatch, 3600)
-    run.reconcile()
-    assert watch.used.seconds == 0
+    for seconds, is_stopped in ((3600, False), (3660, not is_other)):
+        pass_time(monkeypatch, seconds)
+        run.reconcile()
+        assert is_paused(job) is is_stopped
+    assert watch.used.gpu_seconds == pytest.approx(2 * (3600 + 3660) * (not is_other), abs=10)
+    assert bool(get_annotation(job, ENDED_BY)) is not is_other
+    assert ("cache: meanwhile, the budget of 2 hours is exhausted; the search's" in caplog.text) is not is_other
 
 
 def test_a_quota_that_the_search_does_not_hold_ends_the_stage():

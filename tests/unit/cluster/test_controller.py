@@ -6,12 +6,23 @@ import pytest
 
 from csi_job.cluster import controller
 from csi_job.cluster.api import NotAllowedError, Object, UnreachableError
+from csi_job.cluster.budget import ENDED_BY, METERED_AT, RUNNING, SECONDS, Budget
 from csi_job.cluster.controller import ControllerOptions, run_controller
-from csi_job.cluster.stages import CONTROLLER, DATABASE, DIGEST, GIVES_WAY, HELD, scale_patch, selector
+from csi_job.cluster.stages import (
+    CONTROLLER,
+    DATABASE,
+    DIGEST,
+    GIVES_WAY,
+    HELD,
+    get_annotation,
+    is_paused,
+    scale_patch,
+    selector,
+)
 from csi_job.config import load_settings
 from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, StageFailedError
 from tests.unit.cluster.api_contract import OLD
-from tests.unit.cluster.namespace import UNBOUND, Namespace, event, release_map, stage
+from tests.unit.cluster.namespace import UNBOUND, Namespace, ended, event, release_map, stage
 
 FIELD = 'the API server rejected the request: Job.batch "a" is invalid: spec.template.spec.tolerations[0]: "Exist"'
 REAL_POLL_S = controller.POLL_S
@@ -39,8 +50,9 @@ def _does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controller, "POLL_S", 0.0)
 
 
-def run(namespace: Namespace, missing_s: float = 0.0, **settings: Any) -> str:
-    return run_controller(namespace, ControllerOptions("r-stages", "d", missing_s), load_settings(settings).settings)
+def run(namespace: Namespace, missing_s: float = 0.0, budget: Budget = Budget(), **settings: Any) -> str:  # noqa: B008 - frozen
+    options = ControllerOptions("r-stages", "d", missing_s, budget=budget)
+    return run_controller(namespace, options, load_settings(settings).settings)
 
 
 @pytest.mark.parametrize(
@@ -194,12 +206,43 @@ def test_an_upgrade_that_fails_halfway_leaves_the_controller_in_charge_of_the_st
         "another controller is in charge, or r-stages was deleted; if by hand, helm upgrade"
     )
     (known,) = jobs[0]
-    assert jobs == [[known], [known], [known], [], [known]]
+    assert jobs == [[known]] * 5
     assert "helm upgrade failed halfway; continuing with the stages from before; repeat it or roll back" in caplog.text
     waits = "the next controller, Job r-controller-e, does not run yet: its pod can't be created: no PriorityClass with"
     (waiting,) = [one["message"] for one in namespace.find("Event") if one["reason"] == "Waiting"]
     assert waiting.startswith(waits)
-    assert f"{waiting}; waiting for it" in caplog.messages
+    assert f"{waiting}; continuing with the stages from before" in caplog.messages
+    _ends_with_the_release(namespace, "r-controller-e")
+
+
+def _ends_with_the_release(namespace: Namespace, *controllers: str) -> None:
+    for name in controllers:
+        (owner,) = namespace.objects["Job", name]["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["name"], owner["uid"]) == ("ConfigMap", "r-stages", "u")
+
+
+@pytest.mark.parametrize("has_failed", [False, True])
+def test_a_restarted_controller_keeps_the_search_to_its_budget_until_its_successor_runs(
+    has_failed, monkeypatch, caplog
+):
+    """It knows no stages but those that are the successor's to run."""
+    namespace = Failing()
+    namespace.objects["ConfigMap", "r-stages"]["metadata"]["annotations"][DIGEST] = "e"
+    successor = {"kind": "Job", "metadata": {"name": "r-controller-e", "labels": selector("r", CONTROLLER)}, "spec": {}}
+    namespace.create(successor | ({"status": ended("Failed")} if has_failed else {}))
+    namespace.apply(stage().job(1, {}, {SECONDS: "7200", METERED_AT: "0", RUNNING: "0"}))
+    search = namespace.objects["Job", "r-search-aaaaaaaa"]
+
+    def sleep(_):
+        assert is_paused(search)
+        namespace.objects["Job", "r-controller-e"]["status"] = {"ready": 1}
+
+    monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
+    assert run(namespace, budget=Budget(hours=1)).startswith("another controller is in charge")
+    assert is_paused(search) is not has_failed
+    assert get_annotation(search, ENDED_BY) == ("" if has_failed else "budget")
+    assert ("the budget of 1 hours is exhausted; the search's pods hand over" in caplog.text) is not has_failed
+    _ends_with_the_release(namespace, "r-controller-e")
 
 
 def test_a_controller_deletes_those_of_earlier_revisions_but_none_that_helm_may_have_just_created():
@@ -213,6 +256,7 @@ def test_a_controller_deletes_those_of_earlier_revisions_but_none_that_helm_may_
     with pytest.raises(ConfigurationError):
         run(namespace)
     assert namespace.names(CONTROLLER) == [f"r-controller-{name}" for name in ("d", "e", "f")]
+    _ends_with_the_release(namespace, *namespace.names(CONTROLLER))
 
 
 def test_a_refused_pod_is_reported_within_15_seconds(monkeypatch, caplog):
