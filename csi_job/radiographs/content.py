@@ -31,7 +31,11 @@ _OTHERS = (  # what lies among radiographs, and what to do about it
     *_PACKED,
     (re.compile(rb"%PDF"), "a PDF document", ""),
     (re.compile(rb"PK\x03\x04|Rar!|7z\xbc\xaf"), "an archive (ZIP, RAR or 7z)", "unpack it"),
-    (re.compile(rb".{344}ni1\0", re.DOTALL), "the header of a NIfTI pair", "convert it and its .img to one .nii file"),
+    (
+        re.compile(rb".{344}ni1\0|.{4}ni2\0", re.DOTALL),
+        "the header of a NIfTI pair",
+        "convert it and its .img to one .nii file",
+    ),
     (re.compile(rb"NRRD0|ObjectType|NDims"), "an NRRD or MetaImage", "convert it to NIfTI"),
     (re.compile(rb"P[2356]\s|\xff\x0a|\0\0\0\x0cJXL "), "a PNM or JPEG XL picture", "convert it to PNG"),
     (re.compile(rb"\0\x05\x16\x07"), "metadata of macOS", ""),
@@ -121,6 +125,9 @@ class StreamHeader(NamedTuple):
     height: int
     num_channels: int
     num_bits: int
+    marker: (
+        int  # the second byte of the one that tells the compression: SOF0 to SOF15, SOF55 of JPEG-LS, or JPEG 2000's
+    )
     is_signed: bool = False
 
 
@@ -136,11 +143,12 @@ def stream_header(stream: bytes) -> StreamHeader | None:
             return None
         right, bottom, left, top = struct.unpack_from(">4L", stream, start + 8)
         num_channels, depth = struct.unpack_from(">HB", stream, start + 40)
-        return StreamHeader(right - left, bottom - top, num_channels, (depth & 0x7F) + 1, depth > 0x7F)  # noqa: PLR2004
+        num_bits, is_signed = (depth & 0x7F) + 1, depth > 0x7F  # noqa: PLR2004
+        return StreamHeader(right - left, bottom - top, num_channels, num_bits, CODESTREAM[1], is_signed)
     place = len(_JPEG_START)
     while stream[place : place + 1] == b"\xff":
         marker, length, num_bits, height, width, num_channels = struct.unpack_from(">BHBHHB", stream, place + 1)
         if marker in _FRAME_MARKERS:
-            return StreamHeader(width, height, num_channels, num_bits)
+            return StreamHeader(width, height, num_channels, num_bits, marker)
         place += 1 if marker == _FILL else 2 + length
     return None

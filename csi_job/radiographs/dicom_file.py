@@ -1,33 +1,41 @@
 """Read DICOM files: never further than they declare, and with known mistakes in their headers corrected."""
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import pydicom
 from isal import isal_zlib
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
-from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble  # as `dcmread` itself does
+from pydicom.filereader import (
+    _read_file_meta_info,
+    read_dataset,
+    read_partial,
+    read_preamble,
+)  # as `dcmread` itself does
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import (
-    HTJ2K,
+    JPEG2000,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
 )
 
 from csi_job.errors import DataError
-from csi_job.radiographs.content import stream_header
+from csi_job.radiographs.content import StreamHeader, stream_header
 from csi_job.radiographs.grey import check_size
 
 _BYTE_BITS, _WORD_BITS = 8, 16
@@ -35,8 +43,17 @@ _MAX_INFLATED_BYTES = 1 << 29  # the same limit as for files that are not deflat
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _NEEDED = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PhotometricInterpretation")
 _ONE_CHANNEL = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
-_HIGH_THROUGHPUT = (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)  # OpenJPEG decodes them as JPEG 2000
+_ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0" + bytes(4)  # of fragments: one, and the end of all
+_PIXEL_TAG, _PIXEL_TAG_BYTES = 0x7FE00010, b"\xe0\x7f\x10\x00"
+_FIRST_TAG = 0x00040000  # of a data set
+_PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _LOSSY_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit)
+_SYNTAXES = {  # by the marker of the stream; OpenJPEG decodes high-throughput JPEG 2000 too
+    0x4F: (JPEG2000, JPEG2000Lossless),
+    0xC3: (JPEGLosslessSV1, JPEGLossless),
+    0xF7: (JPEGLSLossless, JPEGLSNearLossless),
+}
+_RUN_LENGTHS = re.compile(rb"[\x01-\x0f]\0\0\0\x40\0\0\0")  # the number of segments, and where the first begins
 _GROUPS_OF_FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")  # of enhanced objects
 _TABLES_OF_FRAMES = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 _OTHER_MODALITIES = ("CT", "MG", "MR", "NM", "PT", "US")
@@ -66,10 +83,10 @@ def read_file(content: bytes, max_image_side_px: int) -> Dataset:
         dataset.setdefault(name, usual)
     check_size(int(dataset.Columns), int(dataset.Rows), max_image_side_px)
     _refuse_other_views(dataset)
-    _settle_syntax(dataset)
+    header = _settle_syntax(dataset)
     _settle_tables(dataset)
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        _follow_stream(dataset, max_image_side_px)
+    if header is not None:
+        _follow_stream(dataset, header, max_image_side_px)
     return dataset
 
 
@@ -92,12 +109,15 @@ def orientation(dataset: Dataset) -> str:
 
 
 def _read_bounded(content: bytes) -> Dataset:
-    """Read a file; a deflated one is inflated up to the limit of file sizes, since pydicom has none."""
+    """Read a file to the end of its pixels, inflated up to the limit of file sizes, since pydicom has none."""
     file = io.BytesIO(content)
     read_preamble(file, force=True)
     meta = _read_file_meta_info(file)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-        return pydicom.dcmread(io.BytesIO(content), force=True)
+        read = read_partial(io.BytesIO(content), _is_no_element, force=True)
+        if any(name in read for name in _PIXELS) or _PIXEL_TAG_BYTES not in content:
+            return read
+        return read_partial(io.BytesIO(content + _DELIMITER), _is_no_element, force=True)  # fragments lacked their end
     inflater = isal_zlib.decompressobj(-isal_zlib.MAX_WBITS)
     inflated = inflater.decompress(file.read(), _MAX_INFLATED_BYTES)
     if inflater.unconsumed_tail:
@@ -110,20 +130,55 @@ def _read_bounded(content: bytes) -> Dataset:
     return dataset
 
 
-def _settle_syntax(dataset: Dataset) -> None:
-    """Set the transfer syntax to decode by, or raise `DataError` if nothing decodes the one stated."""
-    meta = dataset.file_meta
-    if "TransferSyntaxUID" not in meta:  # a bare data set; it can only be uncompressed
+def _is_no_element(tag: int, _vr: str | None, _length: int) -> bool:
+    """Return whether what follows is padding, or comes after the pixels: it may be anything."""
+    return not _FIRST_TAG <= tag <= _PIXEL_TAG
+
+
+def _settle_syntax(dataset: Dataset) -> StreamHeader | None:
+    """Set the transfer syntax to decode by, and return the header of the compressed pixels, if they have one.
+
+    What the pixels are counts, as archives and devices state other syntaxes. Fragments are joined: there is one frame.
+
+    Raises:
+        DataError: nothing decodes the syntax.
+    """
+    meta, header, pixels = dataset.file_meta, None, dataset.get("PixelData")
+    if "TransferSyntaxUID" not in meta:  # a bare data set
         is_implicit, is_little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
         meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
-    if meta.TransferSyntaxUID in _HIGH_THROUGHPUT:
-        meta.TransferSyntaxUID = JPEG2000Lossless
+    if pixels and (meta.TransferSyntaxUID not in _PLAIN or dataset["PixelData"].is_undefined_length):
+        stream = _joined(pixels) if pixels.startswith(_ITEM) else pixels
+        header = stream_header(stream)
+        if header is not None:
+            fitting = _SYNTAXES.get(header.marker, _LOSSY_JPEG)
+            if meta.TransferSyntaxUID not in fitting:
+                meta.TransferSyntaxUID = fitting[0]
+        elif _RUN_LENGTHS.match(stream):
+            meta.TransferSyntaxUID = RLELossless
+        elif not meta.TransferSyntaxUID.is_private and len(stream) - get_expected_length(dataset) in (0, 1):
+            meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        if meta.TransferSyntaxUID not in _PLAIN:
+            stream = _ITEM + bytes(4) + _ITEM + len(stream).to_bytes(4, "little") + stream
+        dataset.PixelData = stream
+        dataset.pop("ExtendedOffsetTable", None)
     with suppress(NotImplementedError):  # unknown to pydicom
         if get_decoder(meta.TransferSyntaxUID).is_available:
-            return
+            return header
     what = f"pixels of transfer syntax {meta.TransferSyntaxUID.name} cannot be decoded"
     raise DataError(what, hint="convert the file to Explicit VR Little Endian")
+
+
+def _joined(items: bytes) -> bytes:
+    """Join fragments, without the table of offsets before them, which some files lack."""
+    parts, place = [], 0
+    while items.startswith(_ITEM, place):
+        end = place + 8 + int.from_bytes(items[place + 4 : place + 8], "little")
+        parts.append(items[place + 8 : end])
+        place = end
+    has_table = len(parts) > 1 and stream_header(parts[0]) is None
+    return b"".join(parts[has_table:])
 
 
 def _settle_tables(dataset: Dataset) -> None:
@@ -131,10 +186,10 @@ def _settle_tables(dataset: Dataset) -> None:
     for groups in _GROUPS_OF_FRAMES:
         for tables in _TABLES_OF_FRAMES:
             dataset.update(_first(_first(dataset.get(groups)).get(tables)))
-    rescale = {name: dataset.get(name) for name in ("RescaleSlope", "RescaleIntercept")}
+    rescale = {"RescaleSlope": 1, "RescaleIntercept": 0}
     if any(name in dataset for name in rescale):
-        dataset.RescaleSlope = 1 if rescale["RescaleSlope"] is None else rescale["RescaleSlope"]
-        dataset.RescaleIntercept = rescale["RescaleIntercept"] or 0
+        for name, usual in rescale.items():
+            setattr(dataset, name, _only_number(dataset, name, usual))
     dataset.VOILUTFunction = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
     if dataset.VOILUTFunction not in ("LINEAR_EXACT", "SIGMOID"):
         dataset.VOILUTFunction = "LINEAR"
@@ -157,6 +212,17 @@ def _numbers(value: Any) -> list[float | None]:
     return [_number(number) for number in values]
 
 
+def _only_number(dataset: Dataset, name: str, usual: float) -> float:
+    """Return the first value of an element; `usual` where it is blank."""
+    value = dataset.get(name)
+    number = _numbers(value)[0]
+    if number is None and not value:
+        return usual
+    if number is None or not math.isfinite(number):
+        raise DataError(f"{name} in the DICOM file is not a number", got=str(value))
+    return number
+
+
 def _number(value: Any) -> float | None:
     try:
         return float(value)
@@ -164,19 +230,12 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _follow_stream(dataset: Dataset, max_image_side_px: int) -> None:
-    """Trust the header of the compressed pixels, as decoders do, and ignore the table of offsets: there is one frame.
+def _follow_stream(dataset: Dataset, stream: StreamHeader, max_image_side_px: int) -> None:
+    """Trust the header of the compressed pixels, as decoders do.
 
     Raises:
         DataError: too large, or another image than the file's header says.
     """
-    dataset.pop("ExtendedOffsetTable", None)
-    offsets_end = 8 + int.from_bytes(dataset.PixelData[4:8], "little")
-    if offsets_end > 8:  # noqa: PLR2004 - an empty table
-        dataset.PixelData = dataset.PixelData[:4] + bytes(4) + dataset.PixelData[offsets_end:]
-    stream = stream_header(get_frame(dataset.PixelData, 0, number_of_frames=1))
-    if stream is None:  # run lengths have no header
-        return
     check_size(stream.width, stream.height, max_image_side_px)
     if (stream.width, stream.height) != (dataset.Columns, dataset.Rows):
         said = f"{stream.width}x{stream.height}, but the DICOM header says {dataset.Columns}x{dataset.Rows}"

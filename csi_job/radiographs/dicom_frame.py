@@ -25,7 +25,8 @@ from csi_job.radiographs.fraction import decode_fraction
 from csi_job.radiographs.grey import Film
 
 _BYTE = 8  # bits
-_MAX_LOSSY_BITS = 12  # of JPEG, whose streams may state 16; the header of the file may state any number
+_MAX_LOSSY_BITS = 12  # of JPEG; the header of the file may state any number
+_ZERO_OF_GDCM = 1 << 15  # in streams of its own encoder, which state 16 bits
 _OVERSHOOT = 0.01  # of all pixels, at most, wavelets take beyond the largest number
 _RLE_HEADER = struct.Struct("<16L")  # number of segments, and where they begin
 
@@ -119,7 +120,8 @@ def _by_gdcm(dataset: Dataset) -> np.ndarray | None:
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))  # gdcm reads the header
     is_lossless = dataset.file_meta.TransferSyntaxUID in (JPEGLossless, JPEGLosslessSV1)
-    bits = _BYTE * dtype.itemsize if is_lossless else _MAX_LOSSY_BITS  # others would be cleared
+    is_of_gdcm = not is_lossless and _num_bits(dataset) > _MAX_LOSSY_BITS
+    bits = _BYTE * dtype.itemsize if is_lossless or is_of_gdcm else _MAX_LOSSY_BITS  # others would be cleared
     is_signed = False  # gdcm would extend the sign from the stream's bits, which may be fewer than those stored
     image.SetPixelFormat(gdcm.PixelFormat(1, _BYTE * dtype.itemsize, bits, bits - 1, int(is_signed)))
     change = gdcm.ImageChangeTransferSyntax()
@@ -131,4 +133,6 @@ def _by_gdcm(dataset: Dataset) -> np.ndarray | None:
         return None
     content = change.GetOutput().GetDataElement().GetByteValue()
     levels = np.frombuffer(ctypes.string_at(int(content.GetVoidPointer()), num_bytes), dtype)
+    if is_of_gdcm:  # it may overshoot
+        levels = (levels.view(np.uint16).astype(int) - _ZERO_OF_GDCM).clip(0, (1 << _MAX_LOSSY_BITS) - 1).astype(dtype)
     return levels.reshape(dataset.Rows, dataset.Columns)

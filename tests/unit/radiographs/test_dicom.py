@@ -48,6 +48,9 @@ WINDOWED: dict[str, Callable[[np.ndarray], Dataset]] = {
     "first valid window": lambda x: dataset_of(x, WindowCenter=[9, 2048], WindowWidth=[0, 4096]),
     "unknown function": lambda x: dataset_of(x, **ALL_LEVELS, VOILUTFunction="IDENTITY"),
     "blank rescale": lambda x: dataset_of(x, **ALL_LEVELS, RescaleSlope=None, RescaleIntercept=None),
+    "rescale of several values": lambda x: dataset_of(
+        x // 2, **ALL_LEVELS, RescaleSlope=[2, 1], RescaleIntercept=[0, 9]
+    ),
     "slope alone": lambda x: dataset_of(x // 2, **ALL_LEVELS, RescaleSlope=2),
     "intercept alone": lambda x: dataset_of(x, WindowCenter=1048, WindowWidth=4096, RescaleIntercept=-1000),
     "floating point": lambda x: in_floats(x, "FloatPixel", **ALL_LEVELS),
@@ -337,6 +340,13 @@ def test_jpeg_of_12_bits_is_read_whatever_the_header_says(tmp_path, stored_HW, s
     dataset.file_meta.TransferSyntaxUID = stated
     dataset.update(elements)
     assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 2
+
+
+def test_lossy_jpeg_of_gdcm_that_overshoots_is_white_and_black_there(tmp_path):
+    sharp_HW = np.tile(np.repeat(np.array([0, 4095], np.uint16), 5), (120, 9))
+    content = compressed(tmp_path, dataset_of(sharp_HW, **ALL_LEVELS), "JPEGExtendedProcess2_4")
+    expected_HW = square((sharp_HW // 16).astype(np.uint8))
+    assert np.abs(read(content).astype(int) - expected_HW).max() <= 3
 
 
 @pytest.mark.parametrize("num_allocated", [16, 32])

@@ -4,8 +4,12 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.uid import (
     HTJ2K,
+    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -13,6 +17,11 @@ from pydicom.uid import (
     HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
 )
 
 from csi_job.errors import DataError
@@ -119,6 +128,72 @@ def test_a_stream_that_is_signed_is_read_so_whatever_the_header_says(stored_HW, 
     assert np.abs(read(content).astype(int) - square_HW).max() <= 1
 
 
+def run_lengths(film_HW: np.ndarray) -> bytes:
+    dataset = dataset_of(film_HW)
+    dataset.compress(RLELossless, encoding_plugin="pydicom")
+    return get_frame(dataset.PixelData, 0)
+
+
+STREAMS = {
+    "JPEG": lambda film_HW: encode(Image.fromarray(film_HW), "JPEG", quality=98),
+    "progressive JPEG": lambda film_HW: encode(Image.fromarray(film_HW), "JPEG", quality=98, progressive=True),
+    "JPEG 2000": lambda film_HW: encode(Image.fromarray(film_HW), "JPEG2000", no_jp2=True),
+    "run lengths": run_lengths,
+    "none": bytes,
+}
+SHALLOW = {"BitsStored": 8, "HighBit": 7, "WindowCenter": 128, "WindowWidth": 256}
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize(
+    "stated",
+    [
+        *(ExplicitVRLittleEndian, UID("1.2.840.10008.1.2.1.98"), JPEGBaseline8Bit, JPEGExtended12Bit),
+        *(UID("1.2.840.10008.1.2.4.55"), JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, HTJ2K, RLELossless),
+    ],
+    ids=lambda syntax: syntax.name,
+)
+def test_the_pixels_tell_how_they_are_compressed_whatever_the_header_says(film_HW, square_HW, stream, stated):
+    content = restated(wrapped(film_HW, JPEG2000, [STREAMS[stream](film_HW)], **SHALLOW), JPEG2000, stated)
+    assert np.abs(read(content).astype(int) - square_HW).max() <= 2
+
+
+@pytest.mark.parametrize("stated", [JPEGBaseline8Bit, JPEGLosslessSV1, JPEG2000Lossless, RLELossless])
+def test_uncompressed_pixels_are_read_whatever_compression_the_header_says(stored_HW, square_HW, stated):
+    content = restated(encoded(dataset_of(stored_HW, **ALL_LEVELS)), ExplicitVRLittleEndian, stated)
+    assert np.abs(read(content).astype(int) - square_HW).max() <= 1
+
+
+def restated(content: bytes, syntax: UID, stated: UID) -> bytes:
+    """Let the meta information of a file state another transfer syntax."""
+    old, new = (
+        b"UI" + (len(name) + len(name) % 2).to_bytes(2, "little") + name.encode() + bytes(len(name) % 2)
+        for name in (syntax, stated)
+    )
+    length = int.from_bytes(content[140:144], "little") + len(new) - len(old)
+    return (
+        content[:140]
+        + length.to_bytes(4, "little")
+        + content[144:].replace(b"\x02\0\x10\0" + old, b"\x02\0\x10\0" + new)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:End of file reached before delimiter")
+@pytest.mark.parametrize(
+    ("is_delimited", "end"),
+    [(True, b""), (True, bytes(1000)), (True, b"\xff" * 1000), (False, b""), (False, bytes(8)), (False, bytes(1000))],
+)
+@pytest.mark.parametrize("has_table", [True, False])
+def test_whatever_follows_the_pixels_is_ignored(stored_HW, square_HW, is_delimited, end, has_table):
+    stream = encode(Image.fromarray(stored_HW), "JPEG2000", no_jp2=True)
+    content = wrapped(stored_HW, JPEG2000, [stream + bytes(len(stream) % 2)], **ALL_LEVELS)
+    if not has_table:
+        content = content.replace(b"\xfe\xff\x00\xe0" + bytes(4), b"")
+    if not is_delimited:
+        content = content.removesuffix(b"\xfe\xff\xdd\xe0" + bytes(4))
+    assert np.abs(read(content + end).astype(int) - square_HW).max() <= 1
+
+
 @pytest.mark.parametrize("syntax", [HTJ2KLossless, HTJ2K])
 def test_high_throughput_jpeg_2000_is_decoded_as_jpeg_2000(stored_HW, square_HW, syntax):
     stream = encode(Image.fromarray(stored_HW), "JPEG2000", no_jp2=True)
@@ -159,6 +234,12 @@ def test_compressed_pixels_that_are_cut_off_are_refused_without_naming_decoders(
         read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX)
 
 
+def rescaled(stored_HW: np.ndarray, slope: str) -> Dataset:
+    dataset = dataset_of(stored_HW, syntax=ImplicitVRLittleEndian)
+    dataset.add(DataElement("RescaleSlope", "LO", slope))
+    return dataset
+
+
 def test_files_without_one_radiograph_are_refused(stored_HW):
     report = dataset_of(stored_HW)
     del report.PixelData
@@ -176,6 +257,8 @@ def test_files_without_one_radiograph_are_refused(stored_HW):
             dataset_of(stored_HW, Modality="CT", ImageType=["ORIGINAL", "PRIMARY", "AXIAL"]),
             "is not a radiograph, got 'Modality CT'",
         ),
+        (rescaled(stored_HW, "1,5"), "RescaleSlope in the DICOM file is not a number, got '1,5'"),
+        (rescaled(stored_HW, "NaN"), "RescaleSlope in the DICOM file is not a number, got 'NaN'"),
         (dataset_of(stored_HW, ViewPosition="LL"), "the film is lateral, .* got 'ViewPosition LL'"),
         (dataset_of(stored_HW, ViewPosition="XTABLE LATERAL"), "got 'ViewPosition XTABLE LATERAL'"),
         (dataset_of(stored_HW, PatientOrientation=["H", "A"]), "got 'PatientOrientation HA'"),

@@ -198,6 +198,7 @@ def test_a_file_that_is_not_an_image_is_refused_in_one_line(tmp_path, stored_HW)
         "HEIC": (b"\0\0\0\x18ftypheic", "the file is a HEIC picture; convert it to PNG"),
         "7z": (b"7z\xbc\xaf\x27\x1c", "the file is an archive (ZIP, RAR or 7z); unpack it"),
         "NIfTI pair": (bytes(344) + b"ni1\0", "the header of a NIfTI pair; convert it and its .img to one .nii file"),
+        "NIfTI-2 pair": (bytes(4) + b"ni2\0", "the header of a NIfTI pair; convert it and its .img to one .nii file"),
         "MetaImage": (b"ObjectType = Image\nNDims = 2\n", "an NRRD or MetaImage; convert it to NIfTI"),
         "PGM": (b"P5\n90 120\n255\n", "a PNM or JPEG XL picture; convert it to PNG"),
         "macOS": (b"\0\x05\x16\x07\0\x02\0\0Mac OS X", "the file is metadata of macOS"),
