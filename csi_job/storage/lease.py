@@ -192,8 +192,8 @@ def write_fenced(
     return None if query is None else row
 
 
-def is_finished_under(connection: Connection, lease: Lease, state: TrialState) -> bool:
-    """Return whether a trial has this final state, written under this exact lease."""
+def is_finished_under(connection: Connection, lease: Lease, state: TrialState | None) -> bool:
+    """Return whether a trial has this final state, written under this exact lease; no trial has None."""
     query = sa.select(TRIALS.c.trial_id).join(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
     mine = query.where(_mine(lease), TRIALS.c.state == state, has_uid(TRIALS.c.study_id, lease.study_uid))
     return connection.execute(mine).first() is not None

@@ -121,8 +121,6 @@ class StudyStorage(Database):
                 with self.autocommit_engine.begin() as connection:
                     return write_fenced(connection, lease, write, changes, query)
             except LeaseLostError:
-                if write.state is None:
-                    raise
                 with self.read_engine.connect() as connection:
                     if not is_finished_under(connection, lease, write.state):
                         raise
