@@ -301,6 +301,19 @@ def test_a_finished_trial_whose_commit_reply_was_lost_is_not_a_lost_lease(storag
     assert StudyReader(url).states() == {"COMPLETE": 1}
 
 
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_trial_is_enqueued_once_if_the_reply_was_lost_and_another_came_first(storage, url, tmp_path, stored):
+    study = define(storage)
+    other = open_storage(storage_settings(url), tmp_path, create=False)
+    second = {"unknown_weight": 0.75}
+    _break_the_next_commit(storage, lambda: enqueue_trial(load_study(other, "toy"), SPACE, second), stored=stored)
+    assert enqueue_trial(study, SPACE, {"unknown_weight": 0.25}) == (1 if stored else 2)
+    enqueued = [trial.system_attrs["fixed_params"]["unknown_weight"] for trial in study.trials[1:]]
+    assert enqueued == ([0.25, 0.75] if stored else [0.75, 0.25])
+    other.close()
+
+
 def test_a_trial_that_another_tool_finished_is_not_finished_here(storage, url):
     study = define(storage, num_trials=2)
     lease = leased(study)

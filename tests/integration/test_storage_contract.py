@@ -14,7 +14,7 @@ from csi_job.storage.optuna_private import trial_id_of
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.storage.tables import LEASES
 from csi_job.storage.trial_rows import add_trial, set_state, write_trial
-from tests.support.studies import storage_settings
+from tests.support.studies import define, leased, storage_settings
 
 WITHOUT_A_LEASE = {
     "set a parameter": lambda storage, trial_id: storage.set_trial_param(trial_id, "x", 0.5, FloatDistribution(0, 1)),
@@ -126,6 +126,11 @@ def test_trials_start_by_claims_only(storage, what):
     with pytest.raises(CsiJobError, match="claims only"):
         BY_CLAIMS_ONLY[what](storage, waiting)
     assert [trial.state for trial in storage.get_all_trials(study_id)] == [TrialState.WAITING]
+
+
+def test_a_trial_that_another_worker_started_is_not_started_again(storage):
+    lease = leased(define(storage))
+    assert storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING) is False
 
 
 def test_schema_versions_equal_those_of_optuna(storage, tmp_path):

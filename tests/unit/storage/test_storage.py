@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from pydantic import SecretStr
 
@@ -93,25 +94,31 @@ def test_readers_do_not_wait_for_a_writer(study, tmp_path):
         writer.close()
 
 
-def test_while_one_thread_samples_another_reads_and_writes_as_usual(study, storage):
-    trial_id = study.trials[0]._trial_id
-    lease = leased(study)
-    storage.hold(lease)
+def test_while_one_thread_samples_a_trial_others_are_read_and_written_as_usual(study, storage):
+    lease, other = leased(study), leased(study)
+    for each in (lease, other):
+        storage.hold(each)
+
+    def parts(key):
+        trial = storage.get_trial(lease.trial_id)
+        return [part.get(key) for part in (trial.params, trial.user_attrs, trial.system_attrs)]
 
     def elsewhere():
-        storage.set_trial_user_attr(trial_id, "elsewhere", "stored")
-        return [trial.state.name for trial in storage.get_all_trials(study._study_id)], attribute("elsewhere")
-
-    def attribute(key):
-        return str(storage.get_trial(trial_id).user_attrs.get(key))
+        storage.set_trial_user_attr(lease.trial_id, "elsewhere", "stored")
+        return [trial.state.name for trial in storage.get_all_trials(study._study_id)], parts("elsewhere")[1]
 
     with ThreadPoolExecutor(1) as pool, storage.buffered_ask(lease):
         storage.get_all_trials(study._study_id)
-        storage.set_trial_user_attr(trial_id, "here", "buffered")
-        assert pool.submit(elsewhere).result() == (["RUNNING"], "stored")
-        assert attribute("elsewhere") == "None"  # this thread sees one history
-        assert pool.submit(attribute, "here").result() == "None"
-    assert attribute("here") == "buffered"
+        for key in "ab":
+            storage.set_trial_param(lease.trial_id, key, 0.5, FloatDistribution(0, 1))
+            storage.set_trial_user_attr(lease.trial_id, key, 1)
+            storage.set_trial_system_attr(lease.trial_id, key, 2)
+        assert pool.submit(elsewhere).result() == (["RUNNING", "RUNNING"], "stored")
+        assert parts("elsewhere") == [None, None, None]  # this thread sees one history
+        assert pool.submit(parts, "a").result() == [None, None, None]
+        storage.set_trial_user_attr(other.trial_id, "other", "stored")
+        assert pool.submit(storage.get_trial_user_attrs, other.trial_id).result() == {"other": "stored"}
+    assert [parts(key) for key in "ab"] == [[0.5, 1, 2]] * 2
 
 
 class _Full(sqlite3.Connection):

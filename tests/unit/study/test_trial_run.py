@@ -127,6 +127,8 @@ def test_a_resumed_trial_has_the_epochs_up_to_its_checkpoint(
         stored = {epoch: both for epoch, *both in rows_of(study.trials[0], LOSSES, int, float, float)}
         assert (running.losses, stored) == (losses, {epoch: [*both] for epoch, both in losses.items()})
         assert (running.resume_from and running.resume_from.name) == (f"epoch-{first - 1:04}.pt" if first else None)
+        promoted = storage.read(lambda connection: connection.execute(sa.select(LEASES.c.checkpoint)).scalar_one())
+        assert promoted == (running.resume_from and running.resume_from.relative_to(tmp_path).as_posix())
         return objective(running)
 
     assert work_on(study, tmp_path, resumed).outcomes == {"complete": 1}
