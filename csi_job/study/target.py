@@ -25,6 +25,8 @@ from csi_job.storage.tables import STUDY_ATTRIBUTES
 
 logger = logging.getLogger(__name__)
 LOWERED: Final = "lowering the total of study %(study)s, which all its workers share, from %(old)s to %(new)d %(nouns)s"
+KEPT: Final = "study %(study)s keeps its total of %(nouns)s, %(old)s, which was changed since these settings gave %(new)s"
+NO_LIMIT: Final = "no limit"
 
 
 def set_target(
@@ -66,7 +68,7 @@ def set_target(
         for change in (changes := target_changes_of(attributes)):
             if change["token"] == own_token:
                 return int(change["total"])  # an earlier try committed, and only the reply was lost
-        target = _new_total(counts, num_trials, attributes, lenient=lenient)
+        target = _new_total(study, counts, num_trials, attributes, lenient=lenient)
         if more_trials is not None:
             pending = not token and _pending(counts, more_trials, changes)
             target = counts.target if pending else max(counts.target, counts.num_finished) + more_trials
@@ -89,26 +91,41 @@ def _set_max_epochs_total(
     lenient: bool,
 ) -> None:
     created_with = settings_of(attributes).get("study", {}).get("max_epochs_total")
-    if new is ... or (lenient and new == attributes.get(MAX_EPOCHS_GIVEN, created_with)):
+    old = max_epochs_total_of(attributes)
+    if new is ...:
         return
-    _warn_if_lowered(study, max_epochs_total_of(attributes), new, "epochs")
+    if lenient and new == attributes.get(MAX_EPOCHS_GIVEN, created_with):
+        _log_kept(study, old, new, "epochs")
+        return
+    _warn_if_lowered(study, old, new, "epochs")
     for name in (MAX_EPOCHS_TOTAL, MAX_EPOCHS_GIVEN) if lenient else (MAX_EPOCHS_TOTAL,):
         set_attribute(connection, STUDY_ATTRIBUTES, study_id_of(study), name, new)
 
 
 def _warn_if_lowered(study: optuna.Study, old: int | None, new: int | None, nouns: str) -> None:
     if new is not None and (old is None or new < old):
-        values = {"study": study.study_name, "old": "no limit" if old is None else old, "new": new, "nouns": nouns}
+        values = {"study": study.study_name, "old": NO_LIMIT if old is None else old, "new": new, "nouns": nouns}
         logger.warning(LOWERED, values)
 
 
-def _new_total(counts: Counts, num_trials: int | None, attributes: Mapping[str, Any], *, lenient: bool) -> int:
+def _log_kept(study: optuna.Study, old: int | None, new: int | None, nouns: str) -> None:
+    if new != old:
+        limits = {name: NO_LIMIT if limit is None else limit for name, limit in (("old", old), ("new", new))}
+        logger.info(KEPT, {"study": study.study_name, "nouns": nouns} | limits)
+
+
+def _new_total(
+    study: optuna.Study, counts: Counts, num_trials: int | None, attributes: Mapping[str, Any], *, lenient: bool
+) -> int:
     # Whether this total is the last that the study was given, and trials were added to it since.
     given, is_raised = settings_of(attributes).get("study", {}).get("num_trials"), False
     for change in target_changes_of(attributes):
         is_raised = change["more"] is not None
         given = given if is_raised else change["total"]
-    if num_trials is None or (lenient and is_raised and given == num_trials):
+    if num_trials is None:
+        return counts.target
+    if lenient and is_raised and given == num_trials:
+        _log_kept(study, counts.target, num_trials, "trials")
         return counts.target
     num_taken = counts.num_finished + counts.num_running
     num_kept = max(num_taken, min(num_taken + counts.num_waiting, counts.target)) if lenient else num_taken
