@@ -61,7 +61,10 @@ MIGRATED_FROM: Final = "migrated_from"  # {study, uid, trial}: where a migrated 
 
 # of a trial, Optuna's own
 FIXED_PARAMS: Final = "fixed_params"
-CONSTRAINT: Final = "constraints:trainable"  # positive: infeasible, as `optuna.trial.Trial.set_constraint` stores it
+CONSTRAINTS: Final = "constraints"
+CONSTRAINT: Final = f"{CONSTRAINTS}:trainable"  # positive: infeasible, as `optuna.trial.Trial.set_constraint` stores it
+RUNG_PREFIX: Final = "completed_rung_"  # of what successive halving keeps of its rungs
+CMA_ES_PREFIX: Final = "cma:"  # of what CMA-ES keeps of its state
 
 
 # What the text of a count looks like, by its name, in Python and in SQL; another program may store anything.
@@ -123,11 +126,31 @@ def count_of(attributes: Mapping[str, Any], name: str) -> int | None:
     return value if is_count else None
 
 
+def is_number(value: object) -> bool:
+    """Return whether a stored value is a number that fits a float; infinite and NaN are."""
+    return isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)
+
+
 def number_of(attributes: Mapping[str, Any], name: str) -> float | None:
     """Return the finite number of this name; None if there is none, or another program stored something else."""
     value: Any = attributes.get(name)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    return float(value) if is_number else None
+    return float(value) if is_number(value) and math.isfinite(value) else None
+
+
+def readable_by_optuna(system: Mapping[str, Any], user: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a trial's system attributes without those in which Optuna's samplers and pruners would fail.
+
+    Another program may have stored anything under their names; CMA-ES even unpickles what it finds.
+    """
+
+    def is_readable(name: str, value: Any) -> bool:
+        if name.startswith((CONSTRAINTS + ":", RUNG_PREFIX)):
+            return is_number(value)
+        if name == CONSTRAINTS:  # as Optuna stored them before version 5
+            return isinstance(value, list) and all(map(is_number, value))
+        return not name.startswith(CMA_ES_PREFIX) or user.get(SAMPLER) == "cmaes"
+
+    return {name: value for name, value in system.items() if is_readable(name, value)}
 
 
 def max_epochs_total_of(attributes: Mapping[str, Any]) -> int | None:

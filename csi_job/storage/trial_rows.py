@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
-from csi_job.storage.attributes import CONSTRAINT, INFEASIBLE, REASON
+from csi_job.storage.attributes import CONSTRAINT, INFEASIBLE, REASON, RUNG_PREFIX, readable_by_optuna
 from csi_job.storage.engine import now_utc, upsert
 from csi_job.storage.optuna_private import (
     STEP_TYPES,
@@ -27,7 +27,6 @@ from csi_job.storage.optuna_private import (
 )
 from csi_job.storage.tables import PARAMS, STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES, VALUES
 
-RUNG_KEY_PREFIX: Final = "completed_rung_"  # of the system attributes in which successive halving keeps its rungs
 MAX_LISTED: Final = 500  # ids in one IN clause, since databases limit a statement's variables
 
 parsed_distribution = lru_cache(maxsize=4096)(json_to_distribution)  # a study has few, each stored once per trial
@@ -148,7 +147,7 @@ def _attribute_rows(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
 def remove_steps(connection: Connection, trial_id: int, first: int) -> None:
     """Remove a trial's intermediate values from this step on, and the rungs that a pruner derived from them."""
     connection.execute(sa.delete(STEPS).where(STEPS.c.trial_id == trial_id, STEPS.c.step >= first))
-    is_rung = SYSTEM_ATTRIBUTES.c.key.startswith(RUNG_KEY_PREFIX, autoescape=True)
+    is_rung = SYSTEM_ATTRIBUTES.c.key.startswith(RUNG_PREFIX, autoescape=True)
     connection.execute(sa.delete(SYSTEM_ATTRIBUTES).where(SYSTEM_ATTRIBUTES.c.trial_id == trial_id, is_rung))
 
 
@@ -251,7 +250,8 @@ def _frozen(
     trial_id, number, state, start, complete = trial
     internal: dict[str, Any] = {part.key: part.number for part in params if part.number is not None}
     distributions = {part.key: parsed_distribution(part.text or "") for part in sorted(params) if part.key in internal}
-    user, system = _attributes(user_attrs), _attributes(system_attrs)
+    user = _attributes(user_attrs)
+    system = readable_by_optuna(_attributes(system_attrs), user)
     outside = [part.key for part in params if part.number is None]  # NaN
     outside += [name for name, kind in distributions.items() if not contains(kind, internal[name])]
     if outside and state in (TrialState.COMPLETE, TrialState.PRUNED):

@@ -20,7 +20,6 @@ from csi_job.storage.optuna_private import PrunerStudy, hyperband_bracket, study
 from csi_job.storage.rungs import Rungs, standings
 from csi_job.storage.storage import storage_of
 from csi_job.storage.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS
-from csi_job.storage.trial_rows import RUNG_KEY_PREFIX
 from csi_job.study.settings import PAUSING, StudySettings
 
 if TYPE_CHECKING:
@@ -176,12 +175,13 @@ class _StudyShim(PrunerStudy):
             .where(
                 TRIALS.c.study_id == study_id_of(self.study),
                 TRIALS.c.trial_id != trial_id_of(self.trial),
-                SYSTEM_ATTRIBUTES.c.key.startswith(RUNG_KEY_PREFIX, autoescape=True),
+                SYSTEM_ATTRIBUTES.c.key.startswith(stored.RUNG_PREFIX, autoescape=True),
                 TRIALS.c.trial_id.not_in(infeasible),
             )
         )
         rows = storage_of(self.study).read(lambda connection: connection.execute(query).all())
-        return [_TrialShim({row.key: json.loads(row.value_json)}) for row in rows]
+        found = (stored.readable_by_optuna({row.key: json.loads(row.value_json)}, {}) for row in rows)
+        return [_TrialShim(rung) for rung in found]
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Store a rung, fenced."""

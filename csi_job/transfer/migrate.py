@@ -14,9 +14,11 @@ from sqlalchemy.engine import Connection
 from csi_job.errors import ConfigurationError
 from csi_job.storage.attributes import (
     BASELINE,
+    CONSTRAINTS,
     FINGERPRINT,
     FINISHED,
     MIGRATED_FROM,
+    RUNG_PREFIX,
     TARGET,
     UID,
     fingerprint_of,
@@ -28,7 +30,7 @@ from csi_job.storage.rungs import count_epochs
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.study_rows import find_study, lock_study, store_target, stored_attributes
 from csi_job.storage.tables import PARAMS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
-from csi_job.storage.trial_rows import RUNG_KEY_PREFIX, add_trial, read_trials
+from csi_job.storage.trial_rows import add_trial, read_trials
 from csi_job.study.definition import Definition, differences, find_or_create, load_study
 from csi_job.study.settings import checked_name
 from csi_job.transfer.copy import Row, TrialRows, insert_trial_rows, read_trial_rows
@@ -36,7 +38,7 @@ from csi_job.trial.hyperparameters import DEFAULTS
 from csi_job.trial.space import SearchSpace
 
 # Whatever else Optuna stores with a trial belongs to the space it was sampled from, e.g. the state of CMA-ES.
-KEPT_SYSTEM_ATTRIBUTES: Final = ("constraints", RUNG_KEY_PREFIX)
+KEPT_SYSTEM_ATTRIBUTES: Final = (CONSTRAINTS, RUNG_PREFIX)
 UNFINISHED: Final = {"running": "still running", "paused": "still paused", "waiting": "still waiting"}
 Origin = tuple[Any, int]
 """The uid of the study a trial was trained in, and its number there."""

@@ -7,7 +7,7 @@ from optuna.trial import TrialState, create_trial
 
 from csi_job.report.study_view import view_study
 from csi_job.storage import trial_rows
-from csi_job.storage.attributes import outcome_of, seconds_of
+from csi_job.storage.attributes import RUNG_PREFIX, outcome_of, seconds_of
 from csi_job.storage.tables import PARAMS, TRIALS
 from csi_job.study.target import set_target
 from tests.support.studies import define, study_counts, work_on
@@ -95,7 +95,7 @@ def test_times_in_the_hour_that_is_repeated_when_clocks_are_set_back_are_told_ap
 
 
 def test_removed_steps_take_the_rungs_along_that_a_pruner_derived_from_them(study, storage):
-    rungs = {f"{trial_rows.RUNG_KEY_PREFIX}{rung}": 0.5 for rung in range(2)}
+    rungs = {f"{RUNG_PREFIX}{rung}": 0.5 for rung in range(2)}
     template = create_trial(
         state=TrialState.RUNNING, intermediate_values={0: 0.1, 1: 0.2, 2: 0.3}, system_attrs={**rungs, "x": 1}
     )

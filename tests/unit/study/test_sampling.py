@@ -3,8 +3,11 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState, create_trial
 
 from csi_job.errors import ConfigurationError
+from csi_job.storage.attributes import outcome_of
 from csi_job.storage.optuna_private import reseed
 from csi_job.study.sampling import derived_seed, make_sampler
 from csi_job.study.settings import StudySettings
@@ -55,6 +58,27 @@ def test_cmaes_learns_through_trials_with_and_without_a_conditional_number(stora
     assert len(modelled) >= 25
     assert caplog.text.count("CMA-ES models unknown_weight and samples optimizer, patience at random") == 1
     assert {trial.params["optimizer"] for trial in modelled} == {"adam", "sgd"}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "pruner", "name"),
+    [
+        *(("tpe", "none", "constraints"), ("tpe", "none", "constraints:trainable"), ("tpe", "none", "constraints:x")),
+        *(("cmaes", "none", f"cma:{name}") for name in ("optimizer:0", "optimizer:1", "generation")),
+        ("random", "successive_halving", "completed_rung_0"),
+    ],
+)
+@pytest.mark.parametrize("value", [None, "../x", {"a": 1}, [1, "x"], 10**400, True], ids=lambda value: str(value)[:9])
+def test_what_another_program_keeps_for_optuna_fails_no_trial(storage, tmp_path, sampler, pruner, name, value):
+    given = {"num_trials": 6, "sampler": sampler, "pruner": pruner, "num_startup_trials": 1}
+    study = define(storage, **given)
+    foreign = optuna.load_study(study_name="toy", storage=f"sqlite:///{storage.address.path}")
+    point = {"params": {"unknown_weight": 0.5}, "distributions": {"unknown_weight": FloatDistribution(0, 1)}}
+    for state in (TrialState.COMPLETE, TrialState.PRUNED):
+        foreign.add_trial(create_trial(state=state, value=0.3, **point, system_attrs={name: value}))
+    work_on(study, tmp_path, **given)
+    assert {outcome_of(trial) for trial in study.trials} <= {"complete", "pruned"}
+    assert study.best_trial.value > 0.3
 
 
 def test_cmaes_needs_a_number():
