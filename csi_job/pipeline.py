@@ -81,7 +81,8 @@ def optimize_hyperparameters(
         "tracking.wandb_project": wandb_project,
     }
     loaded = load_settings({path: value for path, value in {**settings, **flags}.items() if value is not None})
-    record = read_record(loaded.settings.storage, loaded.settings.work, loaded.settings.study.name)
+    given = loaded.settings
+    record = read_record(given.storage, given.work, given.study.name, to_continue=True)
     return run_hyperopt(loaded.over(record) if record else loaded, is_script=True)
 
 
@@ -154,7 +155,7 @@ def run_hyperopt(
 
 def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -> Migration:
     """Copy the finished trials of study `old` into study `new`, which the settings define; see `migrate_study`."""
-    record = read_record(settings.storage, settings.work, old)
+    record = read_record(settings.storage, settings.work, old, to_continue=True)
     cache = _finished_cache(settings, record.cache_key if record else "")
     definition = definition_of(settings, cache.info.key, checked_name(new))
     if record is not None:

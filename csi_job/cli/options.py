@@ -128,13 +128,14 @@ def with_settings(
 
 
 def the_study(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord | None:
-    """Find the study that the settings name.
+    """Find the study that the settings name, to continue it.
 
     Raises:
-        ConfigurationError: its database cannot be used, which is no reason to take the defaults for its settings.
+        ConfigurationError: its database cannot be used, which is no reason to take the defaults for its settings; or
+            another program created it.
     """
     del given
-    return _record(loaded, loaded.settings.study.name, needs_database=True)
+    return _record(loaded, loaded.settings.study.name, to_continue=True)
 
 
 def the_only_study(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord | None:
@@ -182,12 +183,12 @@ def study_of_model(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord
 
 
 def _record(
-    loaded: LoadedSettings, name: str, *, or_only: bool = False, needs_database: bool = False
+    loaded: LoadedSettings, name: str, *, or_only: bool = False, to_continue: bool = False
 ) -> StudyRecord | None:
     from csi_job.study.record import read_record
 
     storage, work = loaded.settings.storage, loaded.settings.work
-    return read_record(storage, work, name, or_only=or_only, needs_database=needs_database)
+    return read_record(storage, work, name, or_only=or_only, to_continue=to_continue)
 
 
 def next_command(loaded: LoadedSettings, *words: str) -> str:

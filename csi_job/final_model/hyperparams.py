@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csi_job.errors import ConfigurationError, CsiJobError, explain_os_errors
-from csi_job.storage.attributes import FINGERPRINT, SETTINGS, STUDY_UID, UID, is_same_uid
+from csi_job.storage.attributes import FINGERPRINT, SETTINGS, STUDY_UID, UID, fingerprint_of, is_same_uid
 from csi_job.study.settings import ALLOWED_NAMES, can_be_ours
 from csi_job.trial.hyperparameters import Hyperparameters
 
@@ -134,8 +134,8 @@ def _record(content: dict[str, Any]) -> StudyRecord | None:
     """Return what the file records of its study, None where it records nothing."""
     from csi_job.study.record import StudyRecord  # with the database's packages
 
-    fingerprint, settings = (content.get(key) for key in (FINGERPRINT, SETTINGS))
-    if not isinstance(fingerprint, dict) or not isinstance(settings, dict):
+    fingerprint, settings = fingerprint_of(content), content.get(SETTINGS)
+    if not fingerprint or not isinstance(settings, dict):
         return None
     if not isinstance(settings.get("study", {}), dict) or content.get("study") is None:
         return None

@@ -164,8 +164,12 @@ def max_epochs_total_of(attributes: Mapping[str, Any]) -> int | None:
 
 def fingerprint_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fingerprint among a study's attributes; empty if another program made it, whatever it keeps there."""
-    fingerprint = attributes.get(FINGERPRINT)
-    return fingerprint if isinstance(fingerprint, dict) else {}
+    fingerprint: Any = attributes.get(FINGERPRINT)
+    if not isinstance(fingerprint, dict) or not isinstance(fingerprint.get("cache", ""), str):
+        return {}
+    parts = [fingerprint.get(name, {}) for name in ("space", "baseline", "trial", "radiographs")]
+    parts += parts[0].values() if isinstance(parts[0], dict) else ()
+    return fingerprint if all(isinstance(part, dict) for part in parts) else {}
 
 
 def settings_of(attributes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -26,7 +26,6 @@ from csi_job.storage.attributes import (
     SETTINGS,
     TARGET,
     UID,
-    fingerprint_of,
     seed_of,
 )
 from csi_job.storage.engine import lock_schema
@@ -37,6 +36,7 @@ from csi_job.storage.study_rows import attribute_row, find_study, stored_attribu
 from csi_job.storage.tables import DIRECTIONS, STUDIES, STUDY_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES
 from csi_job.storage.trial_rows import add_trial
 from csi_job.study.pruning import make_pruner
+from csi_job.study.record import require_fingerprint
 from csi_job.study.sampling import make_sampler
 from csi_job.study.settings import ObjectiveName, StudySettings, check_objective
 from csi_job.trial.space import SearchSpace
@@ -224,15 +224,6 @@ def insert_study(connection: Connection, name: str, objective: ObjectiveName, at
     names = attribute_row(study_id, METRIC_NAMES_KEY, METRIC_NAMES[: len(directions)])
     connection.execute(sa.insert(STUDY_SYSTEM_ATTRIBUTES).values(names))
     return study_id
-
-
-def require_fingerprint(stored: Mapping[str, Any], study_name: str) -> dict[str, Any]:
-    """Return the fingerprint among a study's attributes; raise `ConfigurationError` if another program made it."""
-    fingerprint = fingerprint_of(stored)
-    if not fingerprint:
-        message = "a study of this name was created by another program"
-        raise ConfigurationError(message, got=study_name, hint="choose another study name")
-    return fingerprint
 
 
 def check_same(stored: Mapping[str, Any], given: Mapping[str, Any], study_name: str) -> None:

@@ -81,15 +81,25 @@ def space_settings(fingerprint: Mapping[str, Any]) -> Tree:
     return space
 
 
+def require_fingerprint(attributes: Mapping[str, Any], study_name: str) -> dict[str, Any]:
+    """Return the fingerprint among a study's attributes; raise `ConfigurationError` if another program made it."""
+    fingerprint = stored.fingerprint_of(attributes)
+    if not fingerprint:
+        message = "a study of this name was created by another program"
+        raise ConfigurationError(message, got=study_name, hint="choose another study name")
+    return fingerprint
+
+
 def read_record(
-    settings: StorageSettings, work: Path, name: str, *, or_only: bool = False, needs_database: bool = False
+    settings: StorageSettings, work: Path, name: str, *, or_only: bool = False, to_continue: bool = False
 ) -> StudyRecord | None:
     """Return what a study records; None if there is no such study of ours, or no usable database.
 
     `or_only` takes the only study of the database where none has this name.
 
     Raises:
-        ConfigurationError: there is a database, but it cannot be used, and `needs_database`.
+        ConfigurationError: there is a database that cannot be used, or a study of this name that is not ours, and
+            `to_continue`.
         StorageUnavailableError: the database could not be reached within `connect_s`.
     """
     try:
@@ -97,16 +107,16 @@ def read_record(
     except NoStudyError:
         return None
     except ConfigurationError:
-        if needs_database:
+        if to_continue:
             raise
         return None  # the command that needs the study reports it
     try:
-        return storage.read(lambda connection: _read(connection, name, or_only=or_only))
+        return storage.read(lambda connection: _read(connection, name, or_only=or_only, to_continue=to_continue))
     finally:
         storage.close()
 
 
-def _read(connection: Connection, name: str, *, or_only: bool) -> StudyRecord | None:
+def _read(connection: Connection, name: str, *, or_only: bool, to_continue: bool) -> StudyRecord | None:
     query = sa.select(STUDIES.c.study_name).where(~STUDIES.c.study_name.endswith(CONFIRMATION)).limit(2)
     names = connection.execute(query).scalars().all() if or_only else []
     study_id = find_study(connection, name)
@@ -114,6 +124,8 @@ def _read(connection: Connection, name: str, *, or_only: bool) -> StudyRecord | 
         [name] = names
         study_id = find_study(connection, name)
     attributes = {} if study_id is None else stored_attributes(connection, study_id)
+    if study_id is not None and to_continue:
+        require_fingerprint(attributes, name)
     if study_id is None or not stored.fingerprint_of(attributes):
         return None
     with_attribute = sa.select(TRIALS.c.trial_id).join(USER_ATTRIBUTES).where(TRIALS.c.study_id == study_id)

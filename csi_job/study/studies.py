@@ -22,7 +22,8 @@ from csi_job.storage.storage import StudyStorage, open_storage, storage_of
 from csi_job.storage.study_rows import find_identity, store_target
 from csi_job.storage.url import Address
 from csi_job.study.attempts import remove_all_checkpoints
-from csi_job.study.definition import check_same, load_study, require_fingerprint
+from csi_job.study.definition import check_same, load_study
+from csi_job.study.record import require_fingerprint
 from csi_job.study.settings import can_be_ours
 from csi_job.trial.hyperparameters import parse_value
 from csi_job.trial.space import SearchSpace

@@ -202,6 +202,22 @@ def test_what_another_program_stores_under_our_names_stops_no_command(searched, 
     assert str([trial for trial in study.trials if trial.number in {old.number for old in before}]) == str(before)
 
 
+@pytest.mark.parametrize(
+    "fingerprint", [{}, [1], {"space": "x"}, {"space": {"optimizer": 5}}, {"trial": "y"}, {"cache": 5}], ids=str
+)
+def test_a_study_with_the_fingerprint_of_another_program_is_named_as_its_own(searched, tmp_path, fingerprint):
+    work = copy_work(searched, tmp_path / "work")
+    study = optuna.load_study(study_name="csi_optimization", storage=f"sqlite:///{work}/studies.db")
+    study.set_user_attr(stored.FINGERPRINT, fingerprint)
+    for command in (("hyperopt",), ("study", "create"), ("study", "migrate", "csi_optimization", "new")):
+        result = CliRunner().invoke(cli, [*command, "--work", str(work)])
+        assert str(result.exception).startswith("a study of this name was created by another program")
+        assert result.exception.exit_code == 2
+    for command in (("status",), ("report",), ("study", "show", "csi_optimization")):
+        result = CliRunner().invoke(cli, [*command, "--work", str(work)])
+        assert result.exit_code == 0, (command, result.exception)
+
+
 @pytest.mark.parametrize("name", ["copy", "export", "migrate"])
 def test_the_help_shows_an_example(name):
     out = CliRunner().invoke(cli, ["study", name, "--help"]).output
