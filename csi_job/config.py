@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import os
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from csi_job.work_folder import WorkFolder
 if TYPE_CHECKING:
     from csi_job.study.record import StudyRecord
 
+logger = logging.getLogger(__name__)
 ENVIRONMENT_PREFIX = "CSI_JOB_"
 # Variables of single flags: the log's format, and the target of `study copy`.
 NOT_SETTINGS = {"CSI_JOB_LOG_FORMAT", "CSI_JOB_TO_URL", "CSI_JOB_TO_PASSWORD", "CSI_JOB_TO_PASSWORD_FILE"}
@@ -113,7 +115,12 @@ class LoadedSettings:
         """
         stored = _known_part(study.settings(), Settings)
         origins = dict.fromkeys(_paths(stored), STUDY) | self.origins
-        return LoadedSettings(_validated(_merged(stored, self.given), origins), origins, self.given, study)
+        tree = _merged(stored, self.given)
+        try:
+            settings = Settings.model_validate(tree)
+        except ValidationError as error:
+            settings = _validated(_within_bounds(tree, error, origins), origins)
+        return LoadedSettings(settings, origins, self.given, study)
 
 
 def load_settings(
@@ -149,6 +156,18 @@ def _validated(tree: Tree, origins: Mapping[str, str]) -> Settings:
         return Settings.model_validate(tree)
     except ValidationError as error:
         raise _one_line(error, origins) from None
+
+
+def _within_bounds(tree: Tree, error: ValidationError, origins: Mapping[str, str]) -> Tree:
+    """Return a tree in which what a study stores beyond bounds that an earlier version did not have is at the bound."""
+    for one in error.errors():
+        path, bounds = ".".join(map(str, one["loc"])), one.get("ctx", {})
+        bound = bounds.get("le", bounds.get("ge"))
+        if bound is not None and _origin(path, origins) == STUDY:
+            values = {"setting": path, "value": one["input"], "bound": bound}
+            logger.warning("the study stores %(setting)s = %(value)s; using %(bound)s, today's limit", values)
+            tree = _merged(tree, _nested(path, bound))
+    return tree
 
 
 def _known_part(tree: Tree, section: type[BaseModel]) -> Tree:

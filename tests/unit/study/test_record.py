@@ -32,11 +32,11 @@ def define_as_given(storage, **settings):
 
 
 def test_an_unusable_database_is_an_error_where_the_study_is_needed(tmp_path):
-    assert read_record(StorageSettings(), tmp_path, "toy", needs_database=True) is None  # none yet
+    assert read_record(StorageSettings(), tmp_path, "toy", to_continue=True) is None  # none yet
     (tmp_path / "studies.db").write_bytes(b"no database" * 500)
     assert record_of(tmp_path) is None
     with pytest.raises(ConfigurationError, match="file is not a database"):
-        read_record(StorageSettings(), tmp_path, "toy", needs_database=True)
+        read_record(StorageSettings(), tmp_path, "toy", to_continue=True)
 
 
 def test_the_settings_of_a_study_take_the_place_of_the_defaults(storage, tmp_path):
@@ -80,6 +80,32 @@ def test_what_another_program_stores_under_our_names_stops_no_command(storage, t
     study.set_user_attr(SETTINGS, value)
     settings = load_settings({}, None, {}).over(record_of(tmp_path)).settings
     assert (settings.space, settings.study.name) == (known.space, "toy")
+
+
+def test_stored_values_beyond_later_bounds_are_moved_to_them_and_named_once(storage, tmp_path, caplog):
+    study = define_as_given(storage)
+    stored = study.user_attrs[SETTINGS]
+    stored |= {"evaluation": {"num_bootstrap": 2_000_000, "seed": -1}, "final_model": {"num_seeds": 5000}}
+    study.set_user_attr(SETTINGS, stored)
+    settings = load_settings({}, None, {}).over(record_of(tmp_path)).settings
+    assert (settings.evaluation.num_bootstrap, settings.evaluation.seed) == (1_000_000, 0)
+    assert settings.final_model.num_seeds == 1000
+    assert caplog.messages == [
+        f"the study stores {name}; using {bound}, today's limit"
+        for name, bound in {
+            "evaluation.num_bootstrap = 2000000": 1_000_000,
+            "evaluation.seed = -1": 0,
+            "final_model.num_seeds = 5000": 1000,
+        }.items()
+    ]
+    with pytest.raises(ConfigurationError, match=r"num_bootstrap \(flag .*less than or equal to 1000000, got 3000000"):
+        load_settings({"evaluation.num_bootstrap": 3_000_000}, None, {}).over(record_of(tmp_path))
+    given = load_settings({"evaluation.num_bootstrap": 500}, None, {}).over(record_of(tmp_path)).settings
+    assert given.evaluation.num_bootstrap == 500
+    stored["evaluation"] = {"num_bootstrap": "many"}
+    study.set_user_attr(SETTINGS, stored)
+    with pytest.raises(ConfigurationError, match=r"num_bootstrap \(study\): must be a whole number"):
+        load_settings({}, None, {}).over(record_of(tmp_path))
 
 
 def test_a_study_of_an_earlier_version_has_space_and_baseline(storage, tmp_path):
