@@ -3,7 +3,9 @@
 Two databases may have studies of the same name, whose checkpoints then lie in one work folder.
 """
 
+import logging
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from optuna import Study
 from csi_job.errors import ResourceError, explain_os_errors
 from csi_job.files import listed
 from csi_job.work_folder import WorkFolder
+
+logger = logging.getLogger(__name__)
 
 
 def attempt_name(attempt: int, uid: str) -> str:
@@ -85,6 +89,17 @@ def remove_all_checkpoints(work: Path, study_name: str, uid: str) -> None:
     for trial in folder.glob("trial-*"):
         _remove_attempts(trial, uid)
     _remove_if_empty(folder)
+
+
+def remove_foreign_checkpoints(work: Path, study_name: str, uids: Collection[str]) -> None:
+    """Remove the checkpoints of all studies of this name, and of their confirmations, but those with these uids."""
+    kept, folder = {_part(uid) for uid in uids} | {""}, WorkFolder(work).checkpoints(study_name)
+    foreign = [attempt for attempt in folder.rglob("attempt-*") if _uid_of(attempt) not in kept]
+    for attempt in foreign:
+        shutil.rmtree(attempt, ignore_errors=True)
+        _remove_if_empty(attempt.parent)
+    if foreign:
+        logger.info("removed checkpoints of an earlier study named %s, which is gone", study_name)
 
 
 def _remove_attempts(folder: Path, uid: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import optuna
 from optuna.trial import TrialState, create_trial
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from csi_job.errors import ConfigurationError, NoStudyError
 from csi_job.files import digest, json_text, read_json, write_file
@@ -21,7 +21,7 @@ from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage, storage_of
 from csi_job.storage.study_rows import find_identity, store_target
 from csi_job.storage.url import Address
-from csi_job.study.attempts import remove_all_checkpoints
+from csi_job.study.attempts import remove_all_checkpoints, remove_foreign_checkpoints
 from csi_job.study.definition import check_same, load_study
 from csi_job.study.record import require_fingerprint
 from csi_job.study.settings import can_be_ours
@@ -70,11 +70,23 @@ def open_study(settings: StorageSettings, work: Path, name: str) -> optuna.Study
 
 
 def claim_results(study: optuna.Study, folder: WorkFolder) -> None:
-    """Let a study write its results to `models/`; see `results_owner`."""
-    owner = results_owner(folder, study.study_name, uid_of(study.user_attrs), storage_of(study).address)
-    path = folder.owner(study.study_name)
-    if owner != read_json(path):
+    """Let a study write its results to `models/`; see `results_owner`.
+
+    When it takes them over from a study of its name that is gone, e.g. with its database, that one's checkpoints go.
+    """
+    name, uid, storage = study.study_name, uid_of(study.user_attrs), storage_of(study)
+    owner = results_owner(folder, name, uid, storage.address)
+    path = folder.owner(name)
+    known = read_json(path)
+    if owner != known:
         write_file(path, json_text(owner))
+    if not is_same_uid((known or {}).get(STUDY_UID), uid):
+        confirmation = storage.read(functools.partial(find_identity, name=name + CONFIRMATION))
+        remove_foreign_checkpoints(folder.root, name, {str(uid), *_uid_of_row(confirmation)})
+
+
+def _uid_of_row(found: Row[Any] | None) -> list[str]:
+    return [] if found is None else [json.loads(found.uid or '""')]
 
 
 def results_owner(folder: WorkFolder, name: str, uid: str | None, database: Address) -> dict[str, str | None]:
@@ -90,7 +102,8 @@ def results_owner(folder: WorkFolder, name: str, uid: str | None, database: Addr
     known = read_json(path) or owner
     if known.get(DATABASE) != owner[DATABASE] and not is_same_uid(known.get(STUDY_UID), uid):
         what = f"{folder.hyperopt} has the results of another study of this name, which is in another database"
-        hint = f"choose another study.name or work folder; if that study no longer exists, delete {path}"
+        gone = f"if that study no longer exists, delete {path} and {folder.checkpoints(name)}"
+        hint = f"choose another study.name or work folder; {gone}"
         raise ConfigurationError(what, got=name, hint=hint)
     return owner
 
@@ -109,8 +122,8 @@ def delete_study(study: optuna.Study, work: Path) -> None:
     except (KeyError, NoStudyError):
         raise NoStudyError("another command has deleted the study", got=study.study_name) from None
     if can_be_ours(study.study_name):  # `..`, of another program's study, would lead to other folders
-        if confirmation is not None:
-            remove_all_checkpoints(work, beside, json.loads(confirmation.uid or '""'))
+        for uid_beside in _uid_of_row(confirmation):
+            remove_all_checkpoints(work, beside, uid_beside)
         remove_all_checkpoints(work, study.study_name, uid)
 
 

@@ -99,7 +99,7 @@ def test_junk_is_read_or_refused_but_never_a_traceback(tmp_path, content):
 def test_a_file_of_a_deleted_study_is_not_taken_for_one_of_the_study_that_has_its_name_now(
     in_file, in_database, is_own, tmp_path
 ):
-    parts = {"fingerprint": {}, "settings": {}}
+    parts = {"fingerprint": {"average": "macro"}, "settings": {}}
     path = write_hyperparams(tmp_path / "b.json", study_uid=in_file, **parts)
     file = read_hyperparams(path, default_study="", default_max_epochs=1)
     found = StudyRecord("s", parts | {"uid": in_database})

@@ -6,10 +6,11 @@ import pytest
 import sqlalchemy as sa
 
 from csi_job.errors import ConfigurationError, NoStudyError
-from csi_job.storage.attributes import FIXED_PARAMS
+from csi_job.storage.attributes import FIXED_PARAMS, UID, uid_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
 from csi_job.storage.tables import HEARTBEATS
+from csi_job.study.attempts import attempt_name
 from csi_job.study.confirmation import open_confirmation
 from csi_job.study.definition import load_study
 from csi_job.study.studies import claim_results, delete_study, enqueue_trial, list_studies
@@ -127,6 +128,25 @@ def test_two_studies_of_one_name_in_two_databases_do_not_replace_each_others_res
         connection.execute("VACUUM INTO ?", (str(moved),))
     with closing(open_storage(storage_settings(f"sqlite:///{moved}"), tmp_path, create=False)) as elsewhere:
         claim_results(load_study(elsewhere, "toy"), folder)
+
+
+def test_the_checkpoints_of_a_study_that_went_with_its_database_go_when_another_takes_its_name(tmp_path, caplog):
+    caplog.set_level("INFO")
+    folder, written = WorkFolder(tmp_path), []
+    for database in (1, 2):
+        with closing(open_storage(StorageSettings(), tmp_path, create=True)) as storage:
+            study = define(storage)
+            uid, beside = uid_of(study.user_attrs), f"beside{database}"
+            optuna.create_study(storage=storage, study_name=f"toy{CONFIRMATION}").set_user_attr(UID, beside)
+            for name, of in (("toy", uid), (f"toy{CONFIRMATION}", beside), ("other", uid)):
+                attempt = folder.trial_checkpoints(name, 0) / attempt_name(1, of)
+                written.append(write_checkpoint(attempt, 0, 0.5))
+            for _ in range(2):
+                claim_results(study, folder)
+        assert sorted(tmp_path.rglob("*.pt")) == sorted(written[2 * (database == 2) :])
+        for path in tmp_path.glob("studies.db*"):
+            path.unlink()
+    assert caplog.messages.count("removed checkpoints of an earlier study named toy, which is gone") == 1
 
 
 def test_a_study_that_optuna_deleted_leaves_nothing_in_the_way(storage, tmp_path):

@@ -175,6 +175,8 @@ def test_a_result_has_its_parameters_and_epochs_even_if_the_server_lost_them(obj
 def test_too_many_failures_end_the_worker(study, tmp_path):
     with pytest.raises(errors.StudyFailedError, match=r"3 trials failed.*no such layer.*max_failed_trials"):
         work_on(study, tmp_path, fails_with(ValueError("no such layer")), max_failed_trials=2)
+    with pytest.raises(errors.StudyFailedError, match="3 trials failed"):  # another worker counts them, too
+        work_on(study, tmp_path, max_failed_trials=2)
 
 
 @pytest.mark.parametrize(
