@@ -8,12 +8,12 @@ from functools import partial
 import numpy as np
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
 from pydicom.pixels.processing import apply_windowing
-from pydicom.uid import JPEGBaseline8Bit, RLELossless
+from pydicom.uid import RLELossless
 
-from csi_job.radiographs.dicom_file import orientation, read_file
-from csi_job.radiographs.dicom_frame import decoded_levels, reduced_film
+from csi_job.radiographs.content import decode_to_end
+from csi_job.radiographs.dicom_file import LOSSY_JPEG, one_fragment, orientation, read_file
+from csi_job.radiographs.dicom_frame import decoded_levels, frame_of, reduced_film
 from csi_job.radiographs.dicom_tables import modality_values, palette_colours, voi_shares
 from csi_job.radiographs.grey import (
     Film,
@@ -44,16 +44,25 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
     black, and counts in no percentile. The patient's right goes to the left, by the PatientOrientation if it is known.
 
     Raises:
-        DataError: no pixels, several frames, too small or too large, lateral, of another modality, or blank.
+        DataError: no pixels, several frames, too small or too large, lateral, of another modality, cut off, or blank.
         Exception: anything pydicom and its decoders raise for damaged content.
     """
     dataset = read_file(content, max_image_side_px)
+
+    def decode(stream: bytes) -> np.ndarray:
+        dataset.PixelData = one_fragment(stream)
+        return _decode(dataset, side_px)
+
+    is_compressed = dataset.file_meta.TransferSyntaxUID.is_compressed
+    return decode_to_end(decode, frame_of(dataset)) if is_compressed else _decode(dataset, side_px)
+
+
+def _decode(dataset: Dataset, side_px: int) -> np.ndarray:
     if str(dataset.PhotometricInterpretation) in _GREY:
         squares = (_square(dataset, film, padding_HW, side_px) for film, padding_HW in _films(dataset, side_px))
         square_HW = next(square for square in squares if square is not None)  # the film with all its pixels gives one
     else:
-        is_jpeg = dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
-        if is_jpeg and dataset.PhotometricInterpretation == "RGB" and _is_ycbcr(dataset):
+        if dataset.file_meta.TransferSyntaxUID in LOSSY_JPEG and _is_ycbcr(dataset):
             dataset.PhotometricInterpretation = "YBR_FULL_422"
         pixels = dataset.pixel_array
         luma_HW = _luma(dataset, pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
@@ -71,10 +80,10 @@ def _upright(square_HW: np.ndarray, directions: str) -> np.ndarray:
 
 
 def _is_ycbcr(dataset: Dataset) -> bool:
-    """Return whether a JPEG labelled RGB is YCbCr, as some encoders write it: JFIF and subsampled colours are."""
-    image = Image.open(io.BytesIO(get_frame(dataset.PixelData, 0, number_of_frames=1)), formats=("JPEG",))
+    """Return whether a JPEG is YCbCr, even if labelled RGB, as some encoders do: JFIF and subsampled colours are."""
+    image = Image.open(io.BytesIO(frame_of(dataset)), formats=("JPEG",))
     samplings = {layer[1:3] for layer in getattr(image, "layer", ())}
-    return "jfif" in image.info or len(samplings) > 1
+    return dataset.PhotometricInterpretation != "RGB" or "jfif" in image.info or len(samplings) > 1
 
 
 def _luma(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:

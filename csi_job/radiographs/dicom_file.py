@@ -35,7 +35,7 @@ from pydicom.uid import (
 )
 
 from csi_job.errors import DataError
-from csi_job.radiographs.content import StreamHeader, stream_header
+from csi_job.radiographs.content import CODESTREAM, END_OF_IMAGE, StreamHeader, stream_header
 from csi_job.radiographs.grey import check_size
 
 _BYTE_BITS, _WORD_BITS = 8, 16
@@ -47,18 +47,19 @@ _ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0" + bytes(4)  # of fr
 _PIXEL_TAG, _PIXEL_TAG_BYTES = 0x7FE00010, b"\xe0\x7f\x10\x00"
 _FIRST_TAG = 0x00040000  # of a data set
 _PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
-_LOSSY_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit)
+LOSSY_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit)
 _SYNTAXES = {  # by the marker of the stream; OpenJPEG decodes high-throughput JPEG 2000 too
-    0x4F: (JPEG2000, JPEG2000Lossless),
+    CODESTREAM[1]: (JPEG2000, JPEG2000Lossless),
     0xC3: (JPEGLosslessSV1, JPEGLossless),
     0xF7: (JPEGLSLossless, JPEGLSNearLossless),
 }
+_STRICT = (CODESTREAM[1], 0xF7)  # their decoders insist on an end, and notice what is missing before it
 _RUN_LENGTHS = re.compile(rb"[\x01-\x0f]\0\0\0\x40\0\0\0")  # the number of segments, and where the first begins
 _GROUPS_OF_FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")  # of enhanced objects
 _TABLES_OF_FRAMES = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
-_OTHER_MODALITIES = ("CT", "MG", "MR", "NM", "PT", "US")
+_OTHER_MODALITIES = ("CT", "ES", "MG", "MR", "NM", "OP", "OPT", "PT", "SEG", "SM", "US")
 # MIMIC-CXR has "XTABLE LATERAL"; a lateral decubitus film is frontal.
-_LATERAL_VIEW = re.compile(r"LL|RL|(?!.*(?:DECUB|\b(?:AP|PA|LLD|RLD)\b)).*\bLAT(?:ERAL)?\b.*")
+_LATERAL_VIEW = re.compile(r"LL|RL|(?!.*(?:DECUB|\b(?:AP|PA|LLD|RLD)\b)).*\b[LR]?LAT(?:ERAL)?\b.*")
 
 
 def read_file(content: bytes, max_image_side_px: int) -> Dataset:
@@ -76,7 +77,8 @@ def read_file(content: bytes, max_image_side_px: int) -> Dataset:
         raise DataError(f"the DICOM file lacks {', '.join(missing)}")
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise DataError("the DICOM file has several frames", got=int(dataset.NumberOfFrames), allowed="one radiograph")
-    if dataset.SamplesPerPixel != (1 if dataset.PhotometricInterpretation in _ONE_CHANNEL else 3):
+    is_colour = str(dataset.PhotometricInterpretation).startswith(("RGB", "YBR_"))
+    if dataset.SamplesPerPixel != (3 if is_colour else 1 if dataset.PhotometricInterpretation in _ONE_CHANNEL else 0):
         got = f"{dataset.PhotometricInterpretation} with {dataset.SamplesPerPixel} samples per pixel"
         raise DataError("the DICOM file is neither grey nor RGB", got=got)
     for name, usual in (("PlanarConfiguration", 0), ("PixelRepresentation", 0), ("BitsStored", dataset.BitsAllocated)):
@@ -92,13 +94,20 @@ def read_file(content: bytes, max_image_side_px: int) -> Dataset:
 
 def _refuse_other_views(dataset: Dataset) -> None:
     """Refuse what shows no right and left lung beside each other."""
-    modality, view = (str(dataset.get(name) or "").strip().upper() for name in ("Modality", "ViewPosition"))
+    stated = (
+        dataset.get("Modality"),
+        dataset.get("ViewPosition"),
+        _first(dataset.get("ViewCodeSequence")).get("CodeMeaning"),
+    )
+    modality, position, code = (str(value or "").strip().upper() for value in stated)
+    view = position or code
     if modality in _OTHER_MODALITIES and "LOCALIZER" not in (dataset.get("ImageType") or ()):
         raise DataError("the DICOM file is not a radiograph", got=f"Modality {modality}")
     directions = orientation(dataset)
     is_sagittal = not set("AP").isdisjoint(directions) and set("LR").isdisjoint(directions)
     if _LATERAL_VIEW.fullmatch(view) or (not view and is_sagittal):
-        got = f"ViewPosition {view}" if view else f"PatientOrientation {directions}"
+        name = "ViewPosition" if position else "ViewCodeSequence" if code else "PatientOrientation"
+        got = f"{name} {view or directions}"
         raise DataError("the film is lateral, and shows no right and left zones", got=got)
 
 
@@ -152,22 +161,27 @@ def _settle_syntax(dataset: Dataset) -> StreamHeader | None:
         stream = _joined(pixels) if pixels.startswith(_ITEM) else pixels
         header = stream_header(stream)
         if header is not None:
-            fitting = _SYNTAXES.get(header.marker, _LOSSY_JPEG)
+            fitting = _SYNTAXES.get(header.marker, LOSSY_JPEG)
             if meta.TransferSyntaxUID not in fitting:
                 meta.TransferSyntaxUID = fitting[0]
         elif _RUN_LENGTHS.match(stream):
             meta.TransferSyntaxUID = RLELossless
         elif not meta.TransferSyntaxUID.is_private and len(stream) - get_expected_length(dataset) in (0, 1):
             meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        if meta.TransferSyntaxUID not in _PLAIN:
-            stream = _ITEM + bytes(4) + _ITEM + len(stream).to_bytes(4, "little") + stream
-        dataset.PixelData = stream
+        if header is not None and header.marker in _STRICT and stream.rfind(END_OF_IMAGE, header.place) < 0:
+            stream = stream.rstrip(b"\0") + END_OF_IMAGE
+        dataset.PixelData = stream if meta.TransferSyntaxUID in _PLAIN else one_fragment(stream)
         dataset.pop("ExtendedOffsetTable", None)
     with suppress(NotImplementedError):  # unknown to pydicom
         if get_decoder(meta.TransferSyntaxUID).is_available:
             return header
     what = f"pixels of transfer syntax {meta.TransferSyntaxUID.name} cannot be decoded"
     raise DataError(what, hint="convert the file to Explicit VR Little Endian")
+
+
+def one_fragment(stream: bytes) -> bytes:
+    """Return compressed pixels as they lie in a DICOM file."""
+    return _ITEM + bytes(4) + _ITEM + len(stream).to_bytes(4, "little") + stream
 
 
 def _joined(items: bytes) -> bytes:
@@ -186,6 +200,8 @@ def _settle_tables(dataset: Dataset) -> None:
     for groups in _GROUPS_OF_FRAMES:
         for tables in _TABLES_OF_FRAMES:
             dataset.update(_first(_first(dataset.get(groups)).get(tables)))
+    if "LUTData" not in _first(dataset.get("ModalityLUTSequence")):
+        dataset.pop("ModalityLUTSequence", None)
     rescale = {"RescaleSlope": 1, "RescaleIntercept": 0}
     if any(name in dataset for name in rescale):
         for name, usual in rescale.items():
@@ -246,7 +262,7 @@ def _follow_stream(dataset: Dataset, stream: StreamHeader, max_image_side_px: in
     if stream.is_signed:
         dataset.PixelRepresentation = 1
     is_colour, is_shallow = stream.num_channels > 1, stream.num_bits <= _BYTE_BITS
-    if is_colour and is_shallow and dataset.file_meta.TransferSyntaxUID in _LOSSY_JPEG:  # whatever the header says
+    if is_colour and is_shallow and dataset.file_meta.TransferSyntaxUID in LOSSY_JPEG:  # whatever the header says
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = _BYTE_BITS, _BYTE_BITS, _BYTE_BITS - 1
     elif stream.num_bits > dataset.BitsAllocated:
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = _WORD_BITS, stream.num_bits, stream.num_bits - 1

@@ -35,7 +35,7 @@ def reduced_film(dataset: Dataset, side_px: int) -> Film | None:
     """Decode large JPEG or JPEG 2000 at a fraction of its size; None where padding or signs need all pixels."""
     if dataset.file_meta.TransferSyntaxUID not in (JPEGBaseline8Bit, JPEG2000, JPEG2000Lossless):
         return None
-    frame, num_bits = _frame(dataset), int(dataset.BitsStored)
+    frame, num_bits = frame_of(dataset), int(dataset.BitsStored)
     is_plain = "PixelPaddingValue" not in dataset and not dataset.PixelRepresentation
     precision = _precision(frame, dataset) if is_plain else 0
     fraction = decode_fraction(frame, side_px) if precision else None
@@ -64,7 +64,7 @@ def decoded_levels(dataset: Dataset) -> np.ndarray:
     if syntax == RLELossless:
         levels_HW = _run_lengths(dataset)
     elif syntax in (JPEGBaseline8Bit, JPEGExtended12Bit) and _num_bits(dataset) <= _BYTE:
-        image = Image.open(io.BytesIO(_frame(dataset)), formats=("JPEG",))
+        image = Image.open(io.BytesIO(frame_of(dataset)), formats=("JPEG",))
         levels_HW = np.asarray(image) if image.mode == "L" else None
     elif syntax in (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1):
         levels_HW = _by_gdcm(dataset)
@@ -74,19 +74,20 @@ def decoded_levels(dataset: Dataset) -> np.ndarray:
     return levels_HW.astype(levels_HW.dtype.newbyteorder("="), copy=False)
 
 
-def _frame(dataset: Dataset) -> bytes:
+def frame_of(dataset: Dataset) -> bytes:
+    """Return the compressed pixels."""
     return get_frame(dataset.PixelData, 0, number_of_frames=1)
 
 
 def _num_bits(dataset: Dataset) -> int:
     """Return the bits per pixel that a stream states; the file's header may differ."""
-    header = stream_header(_frame(dataset))
+    header = stream_header(frame_of(dataset))
     return header.num_bits if header else int(dataset.BitsStored)
 
 
 def _run_lengths(dataset: Dataset) -> np.ndarray | None:
     """Decode run lengths (PS3.5 annex G): planes of bytes, the highest first; None for anything irregular."""
-    frame, dtype = _frame(dataset), pixel_dtype(dataset)
+    frame, dtype = frame_of(dataset), pixel_dtype(dataset)
     num_planes, *starts = _RLE_HEADER.unpack_from(frame)
     if num_planes != dtype.itemsize:
         return None
@@ -109,7 +110,7 @@ def _by_gdcm(dataset: Dataset) -> np.ndarray | None:
 
     dtype = pixel_dtype(dataset)
     fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
-    fragment.SetByteStringValue(_frame(dataset))
+    fragment.SetByteStringValue(frame_of(dataset))
     fragments.AddFragment(fragment)
     element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
     element.SetValue(fragments.__ref__())

@@ -51,6 +51,7 @@ WINDOWED: dict[str, Callable[[np.ndarray], Dataset]] = {
     "rescale of several values": lambda x: dataset_of(
         x // 2, **ALL_LEVELS, RescaleSlope=[2, 1], RescaleIntercept=[0, 9]
     ),
+    "empty modality table": lambda x: dataset_of(x, **ALL_LEVELS, ModalityLUTSequence=[Dataset()]),
     "slope alone": lambda x: dataset_of(x // 2, **ALL_LEVELS, RescaleSlope=2),
     "intercept alone": lambda x: dataset_of(x, WindowCenter=1048, WindowWidth=4096, RescaleIntercept=-1000),
     "floating point": lambda x: in_floats(x, "FloatPixel", **ALL_LEVELS),
@@ -383,9 +384,12 @@ def test_lossy_jpeg_of_8_bits_is_read_in_longer_words_and_whatever_sign_the_head
 
 @pytest.mark.parametrize("stated", [JPEGExtended12Bit, JPEGBaseline8Bit])
 @pytest.mark.parametrize(("words", "bits_stored"), [("u1", 8), ("u2", 8), ("u2", 12), ("u4", 32)])
-def test_lossy_jpeg_in_colour_is_read_in_longer_words(film_HW, square_HW, stated, words, bits_stored):
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT"])
+def test_lossy_jpeg_in_colour_is_read_whatever_the_header_says(
+    film_HW, square_HW, stated, words, bits_stored, photometric
+):
     grey_HWC = np.repeat(film_HW[..., None], 3, axis=2)
-    colours = {"PhotometricInterpretation": "YBR_FULL_422", "PlanarConfiguration": 0}
+    colours = {"PhotometricInterpretation": photometric, "PlanarConfiguration": 0}
     dataset = dataset_of(grey_HWC.astype(words), bits_stored, stated, **colours)
     dataset.PixelData = encapsulate([encode(Image.fromarray(grey_HWC), "JPEG", quality=98)])
     assert np.abs(read(encoded(dataset)).astype(int) - square_HW).max() <= 2

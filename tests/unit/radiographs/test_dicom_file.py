@@ -1,9 +1,11 @@
+import io
 import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom import dcmread
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
@@ -121,6 +123,21 @@ def test_fragments_are_joined_whatever_the_table_of_their_offsets_says(stored_HW
     assert np.abs(read(content).astype(int) - square_HW).max() <= 1
 
 
+@pytest.mark.parametrize("syntax", ["JPEGExtendedProcess2_4", *LOSSLESS])
+@pytest.mark.parametrize("end", [b"", b"\0", bytes(1000)])
+def test_compressed_pixels_without_their_end_marker_are_read_if_they_are_complete(tmp_path, stored_HW, syntax, end):
+    content = compressed(tmp_path, dataset_of(stored_HW, **ALL_LEVELS), syntax)
+    dataset = dcmread(io.BytesIO(content))
+    stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    complete, ended = stream.rstrip(b"\0").removesuffix(b"\xff\xd9"), dataset.file_meta.TransferSyntaxUID
+    assert len(complete) <= len(stream) - 2
+    assert np.array_equal(read(wrapped(stored_HW, ended, [complete + end], **ALL_LEVELS)), read(content))
+    for share in (0.3, 0.6, 0.9, 0.98):
+        cut = complete[: round(share * len(complete))]
+        with pytest.raises((DataError, RuntimeError), match=r"the image is cut off|[Uu]nable to decode"):
+            read(wrapped(stored_HW, ended, [cut + bytes(len(complete) - len(cut)) * len(end)], **ALL_LEVELS))
+
+
 def test_a_stream_that_is_signed_is_read_so_whatever_the_header_says(stored_HW, square_HW):
     stream = bytearray(encode(Image.fromarray(stored_HW + np.uint16(32768 - 2048)), "JPEG2000", no_jp2=True))
     stream[42] |= 0x80  # the same numbers, less 32768
@@ -234,6 +251,12 @@ def test_compressed_pixels_that_are_cut_off_are_refused_without_naming_decoders(
         read_radiograph(path, 32, max_image_side_px=MAX_SIDE_PX)
 
 
+def code(meaning: str) -> Dataset:
+    item = Dataset()
+    item.CodeMeaning = meaning
+    return item
+
+
 def rescaled(stored_HW: np.ndarray, slope: str) -> Dataset:
     dataset = dataset_of(stored_HW, syntax=ImplicitVRLittleEndian)
     dataset.add(DataElement("RescaleSlope", "LO", slope))
@@ -253,6 +276,7 @@ def test_files_without_one_radiograph_are_refused(stored_HW):
         (unnamed, "the DICOM file lacks SamplesPerPixel, PhotometricInterpretation"),
         (dataset_of(stored_HW, SamplesPerPixel=4), "neither grey nor RGB, got 'MONOCHROME2 with 4 samples per pixel'"),
         (dataset_of(stored_HW, PhotometricInterpretation="RGB"), "neither grey nor RGB"),
+        (dataset_of(np.stack([stored_HW] * 3, axis=-1), PhotometricInterpretation="HSV"), "neither grey nor RGB"),
         (
             dataset_of(stored_HW, Modality="CT", ImageType=["ORIGINAL", "PRIMARY", "AXIAL"]),
             "is not a radiograph, got 'Modality CT'",
@@ -260,6 +284,11 @@ def test_files_without_one_radiograph_are_refused(stored_HW):
         (rescaled(stored_HW, "1,5"), "RescaleSlope in the DICOM file is not a number, got '1,5'"),
         (rescaled(stored_HW, "NaN"), "RescaleSlope in the DICOM file is not a number, got 'NaN'"),
         (dataset_of(stored_HW, ViewPosition="LL"), "the film is lateral, .* got 'ViewPosition LL'"),
+        (dataset_of(stored_HW, ViewPosition="LLAT"), "the film is lateral, .* got 'ViewPosition LLAT'"),
+        (
+            dataset_of(stored_HW, ViewCodeSequence=[code("Left lateral projection")]),
+            "the film is lateral, .* got 'ViewCodeSequence LEFT LATERAL PROJECTION'",
+        ),
         (dataset_of(stored_HW, ViewPosition="XTABLE LATERAL"), "got 'ViewPosition XTABLE LATERAL'"),
         (dataset_of(stored_HW, PatientOrientation=["H", "A"]), "got 'PatientOrientation HA'"),
         (dataset_of(stored_HW, PatientOrientation=["P", "F"]), "the film is lateral, .* got 'PatientOrientation PF'"),

@@ -219,10 +219,21 @@ def test_damaged_exif_is_ignored(film_HW, square_HW):
 
 
 def test_a_truncated_picture_is_an_error_and_not_half_an_image(film_HW):
-    for kind in ("PNG", "JPEG"):
-        content = encode(Image.fromarray(film_HW), kind)
-        with pytest.raises((OSError, SyntaxError)):
-            read(content[: len(content) // 2])
+    png, jpeg = (encode(Image.fromarray(film_HW), kind) for kind in ("PNG", "JPEG"))
+    with pytest.raises((OSError, SyntaxError)):
+        read(png[: len(png) // 2])
+    for share in (0.3, 0.6, 0.9, 0.98):
+        kept = jpeg[: round(share * len(jpeg))]
+        for rest in (0, len(jpeg) - len(kept), 10 * len(jpeg)):
+            with pytest.raises(DataError, match="the image is cut off"):
+                read(kept + bytes(rest))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 2}])
+@pytest.mark.parametrize("end", [b"", b"\xff", bytes(1), bytes(5000), b"\xff" + bytes(5000)])
+def test_a_jpeg_without_its_end_marker_is_read(film_HW, options, end):
+    content = encode(Image.fromarray(film_HW), "JPEG", **options)
+    assert np.array_equal(read(content.removesuffix(b"\xff\xd9") + end), read(content))
 
 
 def test_sides_are_checked_against_the_setting(film_HW):
