@@ -20,7 +20,7 @@ from csi_job.errors import NUM_PROBLEMS_NAMED, ConfigurationError
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.settings import FinalModelSettings
 from csi_job.radiographs.settings import RadiographsSettings
-from csi_job.settings import Section
+from csi_job.settings import Section, help_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.study.settings import StudySettings
 from csi_job.tracking.settings import TrackingSettings
@@ -335,9 +335,8 @@ def commented_yaml() -> str:
 
 
 def _yaml_lines(section: Section, indent: str) -> Iterator[str]:
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        comment = f"{indent}# {' '.join((field.description or '').split())}"
+    for name, value in section:
+        comment = f"{indent}# {' '.join(help_of(type(section), name).split())}"
         yield from (comment,) if indent else ("", comment)
         if _has_fields(value):
             yield f"{indent}{name}:"

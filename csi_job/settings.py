@@ -7,10 +7,11 @@ import sys
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
-from pydantic_core import PydanticKnownError
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationInfo, field_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticKnownError
 
 MAX_SEED: Final = 2**32 - 1  # of NumPy's and scikit-learn's random states
 
@@ -21,14 +22,12 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, defer_build=True)
 
     @classmethod
-    def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """Describe the fields, as `use_attribute_docstrings` would in three times the time."""
-        undescribed = {name: field for name, field in cls.model_fields.items() if not field.description}
-        if undescribed:
-            for statement, below in pairwise(_class_bodies(cls.__module__).get(cls.__name__, ())):
-                match statement, below:
-                    case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(docstring))) if name in undescribed:
-                        undescribed[name].description = inspect.cleandoc(docstring)
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe the fields, as `use_attribute_docstrings` would, but only once a schema is asked for."""
+        schema = handler(core_schema)
+        for name, field in handler.resolve_ref_schema(schema).get("properties", {}).items():
+            field.setdefault("description", help_of(cls, name))
+        return schema
 
     @field_validator("*", mode="before")
     @classmethod
@@ -42,6 +41,18 @@ class Section(BaseModel):
         if value == "" and Path in kinds:  # such as an unset variable of a shell, which would mean the current folder
             raise PydanticKnownError("string_too_short", {"min_length": 1})
         return os.path.expanduser(value) if isinstance(value, str) and Path in kinds else value  # noqa: PTH111 - raises nothing
+
+
+@cache
+def help_of(section: type[BaseModel], name: str) -> str:
+    """Return the help text of a setting; reading the docstrings takes tens of milliseconds, so do it late."""
+    if description := section.model_fields[name].description:
+        return description
+    for statement, below in pairwise(_class_bodies(section.__module__).get(section.__name__, ())):
+        match statement, below:
+            case ast.AnnAssign(ast.Name(field)), ast.Expr(ast.Constant(str(docstring))) if field == name:
+                return inspect.cleandoc(docstring)
+    return ""
 
 
 @cache

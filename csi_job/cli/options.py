@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import click
 from pydantic import BaseModel, SecretStr
-from pydantic.fields import FieldInfo
 
 from csi_job.cli.checks import check_call
 from csi_job.config import LoadedSettings, Settings, load_settings
 from csi_job.files import read_json
 from csi_job.logs import is_interactive, set_up_logging
+from csi_job.settings import help_of
 from csi_job.work_folder import no_database
 
 if typing.TYPE_CHECKING:
@@ -213,27 +213,42 @@ def next_command(loaded: LoadedSettings, *words: str) -> str:
     return shlex.join(["csi-job", *words, *place])
 
 
-def field_of(path: str) -> tuple[FieldInfo, Any]:
-    """Return the pydantic field of a dotted path and its default value."""
+def section_of(path: str) -> tuple[type[BaseModel], str]:
+    """Return the section of a dotted path and the name of the field there."""
     section: type[BaseModel] = Settings
     *parents, name = path.split(".")
     for parent in parents:
         section = typing.cast("type[BaseModel]", section.model_fields[parent].annotation)
-    field = section.model_fields[name]
-    return field, field.get_default(call_default_factory=True)
+    return section, name
+
+
+class _SettingOption(click.Option):
+    """A flag for a setting; its help is put together only where it is shown."""
+
+    def __init__(self, *args: Any, path: str, default_text: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._path, self._default_text = path, default_text
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        section, name = section_of(self._path)
+        default = section.model_fields[name].get_default(call_default_factory=True)
+        words = "{}" if self._path in OF_A_CALL else self._default_text
+        shown = "" if default in (None, "") else f"  [default: {words.format(default)}]"
+        self.help = f"{help_of(section, name).replace('`', '')}{shown}"
+        return super().get_help_record(ctx)
 
 
 def _option(path: str, default_text: str) -> Callable[[Any], Any]:
-    field, default = field_of(path)
-    options, kind, metavar = _kind(field.annotation)
-    words = "{}" if path in OF_A_CALL else default_text
-    shown = "" if default in (None, "") else f"  [default: {words.format(default)}]"
+    section, name = section_of(path)
+    options, kind, metavar = _kind(section.model_fields[name].annotation)
     return click.option(
         FLAGS[path],
         _destination(path),
         type=click.Choice(options) if options else kind,
         metavar=metavar,
-        help=f"{(field.description or '').replace('`', '')}{shown}",
+        cls=_SettingOption,
+        path=path,
+        default_text=default_text,
     )
 
 

@@ -8,14 +8,14 @@ import pytest
 from click.testing import CliRunner
 
 from csi_job.cli import COMMANDS, cli
-from csi_job.cli.options import FLAGS, field_of, next_command, with_settings
+from csi_job.cli.options import FLAGS, next_command, section_of, with_settings
 from csi_job.config import load_settings
+from csi_job.settings import help_of
 
 
 def test_every_flag_names_a_setting_with_a_help_text():
     for path, flag in FLAGS.items():
-        field, _ = field_of(path)
-        assert field.description, path
+        assert help_of(*section_of(path)), path
         assert flag.startswith("--")
 
 
