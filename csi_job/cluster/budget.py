@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from csi_job.cluster.api import Cluster, ServerClock
+from csi_job.cluster.api import Cluster, Object, ServerClock
 from csi_job.cluster.stages import (
     GIVES_WAY,
     GPU_RESOURCE,
@@ -88,16 +88,20 @@ def enforce(cluster: Cluster, release: Release, budget: Budget, add: AddUsage) -
     Returns:
         which limit is exhausted, empty if none is.
     """
-    study, reason = study_of(release.search.template), ""
-    for job in cluster.jobs(release.search.labels):
-        is_other = study_of(job["spec"]["template"]) != study
-        if is_other or job_result(job) or get_annotation(job, HELD) not in ("", GIVES_WAY):
-            continue
+    reason = ""
+    for job in unfinished_searches(cluster, release):
         meter(cluster, job, add)
         reason = budget.exhausted_reason(job)
         if reason and not (is_paused(job) or get_annotation(job, ENDED_BY)):
             resize(cluster, job, 0, {ENDED_BY: "budget"})
     return reason
+
+
+def unfinished_searches(cluster: Cluster, release: Release) -> list[Object]:
+    """Return the search Jobs of the release's study, also of earlier settings, that have begun but not ended."""
+    study = study_of(release.search.template)
+    jobs = [job for job in cluster.jobs(release.search.labels) if study_of(job["spec"]["template"]) == study]
+    return [job for job in jobs if not job_result(job) and get_annotation(job, HELD) in ("", GIVES_WAY)]
 
 
 def add_usage(job: Mapping[str, Any], add: AddUsage) -> dict[str, str]:

@@ -15,11 +15,11 @@ from typing import Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, NotYetError, Object, UnreachableError
 from csi_job.cluster.back_off import OwnBackOff
-from csi_job.cluster.budget import Budget, enforce
+from csi_job.cluster.budget import Budget, enforce, unfinished_searches
 from csi_job.cluster.refusals import check_stages, database_problem, job_problem, why_not_started, with_remedy
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import JOB_NAME, CacheRun, StageRun, resume_search
-from csi_job.cluster.stages import CONTROLLER, STAGES, Release, job_result, read_release, selector
+from csi_job.cluster.stages import CONTROLLER, STAGES, Release, is_paused, job_result, read_release, selector
 from csi_job.cluster.study_watch import StudyWatch, summarize
 from csi_job.config import Settings
 from csi_job.errors import ClusterError, CsiJobError, StageFailedError, StopRequestedError
@@ -85,8 +85,8 @@ def run_controller(cluster: Cluster, options: ControllerOptions, settings: Setti
         _end_with_namespace(cluster, options)
         raise
     except CsiJobError as error:
-        with suppress(CsiJobError):
-            leader.complete(partial(_resume_search, cluster))  # nobody else would
+        with suppress(ClusterError):
+            leader.complete(partial(leader.leave_search, str(error)))
         record("Failed", str(error), is_warning=True)  # once the API server is back
         raise
     status = watch.status()
@@ -118,11 +118,6 @@ def _adopt(cluster: Cluster, release: Release, controller: Object) -> None:
     if "ownerReferences" not in controller["metadata"]:
         owned = {"metadata": {"ownerReferences": [dict(release.owner)]}}
         cluster.patch("Job", controller["metadata"]["name"], owned)
-
-
-def _resume_search(cluster: Cluster, release: Release) -> bool:
-    resume_search(cluster, release)
-    return True
 
 
 def _record(
@@ -176,18 +171,39 @@ class _Leader:
                 refused_at = None
             except UnreachableError as error:
                 refused_at = None
-                self._wait(str(error), "retrying without limit")
+                self.wait(str(error), "retrying without limit")
             except (NotAllowedError, NotYetError) as error:
                 refused_at = refused_at or time.monotonic()
                 reason = f"{error}; {RESTORE}" if isinstance(error, NotAllowedError) else str(error)
                 if time.monotonic() - refused_at > missing_s:
                     raise StageFailedError(reason) from None
-                self._wait(reason, f"waiting up to {missing_s:.0f} s")
+                self.wait(reason, f"waiting up to {missing_s:.0f} s")
             except ClusterError as error:
                 raise StageFailedError(str(error)) from None
             time.sleep(POLL_S)
 
-    def _wait(self, reason: str, how: str) -> None:
+    def leave_search(self, failure: str, release: Release) -> bool:
+        """Resume a search that gave way; return whether nobody has to enforce the budget of one of earlier settings.
+
+        Such a search continues after an upgrade was rejected, for which this controller gives the reason.
+        """
+        resume_search(self._cluster, release)
+        if self._options.budget == Budget() or self._has_exhausted(release):
+            return True
+        jobs = [job for job in unfinished_searches(self._cluster, release) if not is_paused(job)]
+        for job in jobs:
+            self.wait(failure, f"until that is corrected, Job {job['metadata']['name']} goes on within its budget")
+        return not jobs
+
+    def _has_exhausted(self, release: Release) -> bool:
+        """Return whether the budget is exhausted; if so, a running search has been stopped."""
+        exhausted = enforce(self._cluster, release, self._options.budget, self._watch.add_usage)
+        if exhausted:
+            self._warnings.log(f"{exhausted}; the search's pods hand over their trials")
+        return bool(exhausted)
+
+    def wait(self, reason: str, how: str) -> None:
+        """Say what this controller waits for, at most once a minute."""
         if self._warnings.log(f"{reason}; {how}"):
             self._record("Waiting", reason, is_warning=True)
 
@@ -217,11 +233,10 @@ class _Leader:
                     f"the next controller, Job {found.controller}, {'has failed' if result else 'does not run yet'}"
                 )
                 how = f"continuing with {stages}" if self._last else "waiting for it"
-                self._wait(reason + _why_not_running(self._cluster, successor), how)
+                self.wait(reason + _why_not_running(self._cluster, successor), how)
             if self._last:
                 return replace(self._last, done=found.done)
-            if exhausted := enforce(self._cluster, found, self._options.budget, self._watch.add_usage):
-                self._warnings.log(f"{exhausted}; the search's pods hand over their trials")
+            self._has_exhausted(found)
             time.sleep(POLL_S)
 
 

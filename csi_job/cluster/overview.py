@@ -1,16 +1,18 @@
 """A release as seen from outside: pods from the API server, the study from a pod that can reach the database."""
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, UnreachableError
 from csi_job.cluster.budget import ENDED_BY, S_PER_H, metered_usage
-from csi_job.cluster.pods import PREFIX, failure_of, has_silent_node, host_of, last_line
+from csi_job.cluster.pods import PREFIX, failure_of, has_silent_node, host_of, last_line, seconds_since
 from csi_job.cluster.refusals import job_problem, last_event, why_not_started, with_remedy
 from csi_job.cluster.stages import (
     CONTROLLER,
@@ -50,6 +52,7 @@ STATUS_COMMAND: Final = (
 )
 MISSING_RIGHT: Final = re.compile(r'cannot (\w+) resource "([^"]+)"')
 EXEC_IDLE_TIMEOUT_S: Final = 60.0
+CURRENT_S: Final = 90.0  # while the controller waits, it says so once a minute
 STATE_ORDER: Final = ("Running", "Terminating", "Pending", "Failed", "Succeeded")
 
 
@@ -116,14 +119,15 @@ def _blocker(cluster: Cluster, release: Release, jobs: Mapping[str, Sequence[Map
             return f"{component}: {suspension(job)}"
         if problem := job_problem(cluster, job):
             return f"{component}'s pods can't be created: {with_remedy(component, problem.reason)}"
-    return "" if active.keys() & set(STAGES) else _controllers_wait(cluster, release)
+    return _controllers_wait(cluster, release, CURRENT_S if active.keys() & set(STAGES) else math.inf)
 
 
-def _controllers_wait(cluster: Cluster, release: Release) -> str:
-    """Return what the controller waits for between two stages, according to its last Event."""
+def _controllers_wait(cluster: Cluster, release: Release, current_s: float) -> str:
+    """Return what the controller waits for according to its last Event, unless that is older than `current_s`."""
     with suppress(NotAllowedError):
         last = last_event(cluster.events("ConfigMap", release.owner["name"]), ["Waiting"])
-        if (last.get("reason"), last.get("type")) == ("Waiting", "Warning"):
+        is_wait = (last.get("reason"), last.get("type")) == ("Waiting", "Warning")
+        if is_wait and seconds_since(datetime.fromisoformat(last["lastTimestamp"])) < current_s:
             return str(last["message"])
     return ""
 

@@ -253,6 +253,11 @@ def test_a_release_without_services_may_begin_with_a_digit_but_have_no_dot():
     assert "set fullnameOverride, and work.existingClaim if there is a volume to keep" in refused
 
 
+def test_the_job_of_helm_test_which_helm_does_not_uninstall_ends_and_goes_by_itself():
+    (job,) = [one for one in render(DEMO) if one["metadata"]["name"] == "r-csi-job-check"]
+    assert job["spec"]["activeDeadlineSeconds"] + job["spec"]["ttlSecondsAfterFinished"] <= 7200
+
+
 def test_the_schema_matches_the_models():
     assert json.loads((CHART / "values.schema.json").read_text()) == values_schema(), "run: make schema"
 

@@ -7,6 +7,7 @@ from csi_job.cluster.budget import Usage
 from csi_job.cluster.study_watch import StudyWatch
 from csi_job.config import Settings
 from csi_job.errors import NoStudyError, StorageUnavailableError
+from csi_job.storage.attributes import USED
 from csi_job.study.settings import StudySettings
 from tests.support.studies import define, storage_settings
 
@@ -17,7 +18,7 @@ def watch(url, work, name="toy"):
 
 def test_usage_adds_up_over_controllers_per_study(storage, url, tmp_path):
     define(storage)
-    define(storage, name="other")
+    define(storage, name="other").set_user_attr(USED, {"seconds": 5, "only_a_newer_version_knows": "this"})
     controller = watch(url, tmp_path)
     metered_s = list[float]()
 
@@ -27,7 +28,7 @@ def test_usage_adds_up_over_controllers_per_study(storage, url, tmp_path):
     assert controller.add_usage(used(10, 40, 100)) == Usage(10, 40, 100)
     assert watch(url, tmp_path).add_usage(used(1, 2, 200)) == Usage(11, 42, 200)
     assert controller.add_usage(used(0, 0, 300)) == Usage(11, 42, 300)
-    assert watch(url, tmp_path, "other").add_usage(used(0, 0, 400)) == Usage(0, 0, 400)
+    assert watch(url, tmp_path, "other").add_usage(used(0, 0, 400)) == Usage(5, 0, 400)
     assert metered_s == [0, 100, 200, 0]
 
 

@@ -91,6 +91,36 @@ def test_a_release_that_fails_leaves_no_search_suspended(settings, errors):
     assert [one["reason"] for one in namespace.find("Event")][-1] == "Failed"
 
 
+@pytest.mark.parametrize("is_exhausted", [False, True])
+def test_a_rejected_upgrade_leaves_a_search_of_earlier_settings_to_its_end_or_that_of_the_budget(
+    is_exhausted, monkeypatch, caplog
+):
+    namespace, num_looks = Failing(), 0
+    namespace.apply(stage(image="b").job(1, {}, {SECONDS: "60", METERED_AT: "0", RUNNING: "0"}))
+    job = namespace.only()
+    namespace.refused["Job"] = ClusterError(FIELD)
+
+    def sleep(_):
+        nonlocal num_looks
+        num_looks += 1
+        if num_looks == 3 and is_exhausted:
+            job["metadata"]["annotations"][SECONDS] = "7200"
+        elif num_looks == 3:
+            job["status"] = ended("Complete")
+
+    monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
+    with pytest.raises(ConfigurationError, match="Exist"):
+        run(namespace, budget=Budget(hours=1))
+    assert num_looks == 3
+    assert is_paused(job) is is_exhausted
+    says = 'cache: spec.tolerations[0]: "Exist"; correct it with helm upgrade'
+    assert [one["reason"] for one in namespace.find("Event")][-2:] == ["Waiting", "Failed"]
+    assert (
+        caplog.messages.count(f"{says}; until that is corrected, Job r-search-bbbbbbbb goes on within its budget") == 1
+    )
+    assert ("the budget of 1 hours is exhausted" in caplog.text) is is_exhausted
+
+
 @pytest.mark.parametrize(
     ("refusal", "message"),
     [

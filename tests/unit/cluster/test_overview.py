@@ -181,6 +181,14 @@ def test_what_the_controller_waits_for_is_shown_while_no_stage_runs(newest, note
     assert view.note == (note or "the cache stage has yet to create the study")
 
 
+@pytest.mark.parametrize(("ago_s", "note"), [(60, "no webhook"), (120, "")])
+def test_what_the_controller_waits_for_while_a_stage_runs_is_shown_as_long_as_it_says_so(ago_s, note):
+    cluster = Cluster(UP, [[OPEN], [OPEN]])
+    cluster.create(event("r-stages", "Waiting", "no webhook", ago_s, "ConfigMap"))
+    (view,) = watched(cluster, once=True)
+    assert view.note == note
+
+
 def test_of_a_pods_json_log_only_the_error_is_shown():
     log = '{"level": "warning", "message": "retrying"} csi-job: the database could not be used; run it again'
     (view,) = watched(Cluster(UP, [ClusterError(f"reading from the pod p failed: {log}")]), once=True)
