@@ -6,14 +6,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from csi_job.cluster.budget import Usage
 from csi_job.cluster.stages import START_OVER
 from csi_job.errors import ConfigurationError, CsiJobError, NoStudyError
 from csi_job.logs import RepeatedWarnings
-from csi_job.storage.attributes import ENDED, USED, number_of
+from csi_job.storage.attributes import ENDED, USED, USED_UNTIL, number_of
 
 if TYPE_CHECKING:
     import optuna
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 SLOW_S: Final = 1.0
+AMOUNTS: Final = ("seconds", "gpu_seconds")  # of `Usage`
 OUTCOMES = ("complete", "pruned", "infeasible", "failed", "paused")
 
 
@@ -54,11 +54,14 @@ class StudyWatch:
 
         That time is stored in the same transaction, so that nothing counts twice, whatever becomes of the Job.
         """
+        from csi_job.storage.optuna_private import study_id_of
+        from csi_job.storage.storage import storage_of
 
         def add(study: optuna.Study) -> Usage:
-            used = _usage(study.user_attrs.get(USED))
+            used = _usage(study.user_attrs)
             total = used + usage_since(used.until_s)
-            study.set_user_attr(USED, asdict(total))  # which only the controller writes
+            stored = {USED: {part: getattr(total, part) for part in AMOUNTS}, USED_UNTIL: total.until_s}
+            storage_of(study).set_study_user_attrs(study_id_of(study), stored)  # which only the controller writes
             return total
 
         return self._query(add)
@@ -149,7 +152,8 @@ def summarize(status: StudyStatus) -> str:
     return f"{trials}{best}{confirmed}{status.confirmed_after}"
 
 
-def _usage(stored: Any) -> Usage:
+def _usage(attributes: Mapping[str, Any]) -> Usage:
     """Return what is stored of a study's usage; none of what another program stored in its place."""
-    used = stored if isinstance(stored, Mapping) else {}
-    return Usage(**{part.name: number_of(used, part.name) or 0.0 for part in fields(Usage)})
+    used = attributes.get(USED)
+    amounts = {part: number_of(used if isinstance(used, Mapping) else {}, part) or 0.0 for part in AMOUNTS}
+    return Usage(**amounts, until_s=number_of(attributes, USED_UNTIL) or 0.0)

@@ -21,7 +21,8 @@ MAX_EPOCHS_GIVEN: Final = "max_epochs_given"  # the limit that a file or variabl
 OBJECTIVE: Final = "objective"
 SEED: Final = "seed"
 UID: Final = "uid"  # unlike the name, never used again, e.g. for experiment tracking
-USED: Final = "used"  # {seconds, gpu_seconds, until_s} of the search's pods on a cluster
+USED: Final = "used"  # {seconds, gpu_seconds} of the search's pods on a cluster; earlier controllers take nothing else
+USED_UNTIL: Final = "used_until_s"  # when that was metered, in seconds since 1970
 ENDED: Final = "ended"  # whether its budget has ended the search: no trial starts, or is resumed
 PLANNED_FOR: Final = "planned_for"  # of a study that confirms another: its finished trials at the last plan
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -157,16 +157,21 @@ class Database(OptunaStorage):
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         """Set a user attribute of a study."""
-        self._set_study_attribute(STUDY_ATTRIBUTES, study_id, key, value)
+        self.set_study_user_attrs(study_id, {key: value})
+
+    def set_study_user_attrs(self, study_id: int, attributes: Mapping[str, Any]) -> None:
+        """Set user attributes of a study, all or none."""
+        self._set_study_attributes(STUDY_ATTRIBUTES, study_id, attributes)
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """Set a system attribute of a study."""
-        self._set_study_attribute(STUDY_SYSTEM_ATTRIBUTES, study_id, key, value)
+        self._set_study_attributes(STUDY_SYSTEM_ATTRIBUTES, study_id, {key: value})
 
-    def _set_study_attribute(self, table: sa.Table, study_id: int, key: str, value: Any) -> None:
+    def _set_study_attributes(self, table: sa.Table, study_id: int, attributes: Mapping[str, Any]) -> None:
         def transaction(connection: Connection) -> None:
             self.lock(connection, study_id)
-            set_attribute(connection, table, study_id, key, value)
+            for key, value in attributes.items():
+                set_attribute(connection, table, study_id, key, value)
 
         self.write(transaction)
 

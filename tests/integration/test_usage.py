@@ -17,7 +17,7 @@ def watch(url, work, name="toy"):
 
 
 def test_usage_adds_up_over_controllers_per_study(storage, url, tmp_path):
-    define(storage)
+    study = define(storage)
     define(storage, name="other").set_user_attr(USED, {"seconds": 5, "only_a_newer_version_knows": "this"})
     controller = watch(url, tmp_path)
     metered_s = list[float]()
@@ -30,6 +30,8 @@ def test_usage_adds_up_over_controllers_per_study(storage, url, tmp_path):
     assert controller.add_usage(used(0, 0, 300)) == Usage(11, 42, 300)
     assert watch(url, tmp_path, "other").add_usage(used(0, 0, 400)) == Usage(5, 0, 400)
     assert metered_s == [0, 100, 200, 0]
+    # All that an earlier controller takes, as after `helm rollback`.
+    assert storage.get_study_user_attrs(study._study_id)[USED] == {"seconds": 11, "gpu_seconds": 42}
 
 
 def test_the_end_of_a_search_is_kept_with_its_study_until_it_is_resumed(storage, url, tmp_path):
