@@ -45,7 +45,7 @@ _NEEDED = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PhotometricIn
 _ONE_CHANNEL = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0" + bytes(4)  # of fragments: one, and the end of all
 _PIXEL_TAG, _PIXEL_TAG_BYTES = 0x7FE00010, b"\xe0\x7f\x10\x00"
-_FIRST_TAG = 0x00040000  # of a data set
+_FIRST_TAG = 0x00010000  # after those of group 0, which padding of zeros looks like
 _PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 LOSSY_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit)
 _SYNTAXES = {  # by the marker of the stream; OpenJPEG decodes high-throughput JPEG 2000 too
@@ -133,7 +133,7 @@ def _read_bounded(content: bytes) -> Dataset:
         raise DataError("the DICOM file inflates to more than a radiograph", allowed=f"{_MAX_INFLATED_BYTES} bytes")
     if not inflater.eof:
         raise DataError("the DICOM file is cut off")
-    dataset = read_dataset(io.BytesIO(inflated), is_implicit_VR=False, is_little_endian=True)
+    dataset = read_dataset(io.BytesIO(inflated), is_implicit_VR=False, is_little_endian=True, stop_when=_is_no_element)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta = meta
     return dataset
@@ -158,7 +158,8 @@ def _settle_syntax(dataset: Dataset) -> StreamHeader | None:
         explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
         meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
     if pixels and (meta.TransferSyntaxUID not in _PLAIN or dataset["PixelData"].is_undefined_length):
-        stream = _joined(pixels) if pixels.startswith(_ITEM) else pixels
+        is_wrapped = pixels.startswith(_ITEM)
+        stream = _joined(pixels) if is_wrapped else pixels
         header = stream_header(stream)
         if header is not None:
             fitting = _SYNTAXES.get(header.marker, LOSSY_JPEG)
@@ -166,10 +167,12 @@ def _settle_syntax(dataset: Dataset) -> StreamHeader | None:
                 meta.TransferSyntaxUID = fitting[0]
         elif _RUN_LENGTHS.match(stream):
             meta.TransferSyntaxUID = RLELossless
-        elif not meta.TransferSyntaxUID.is_private and len(stream) - get_expected_length(dataset) in (0, 1):
+        elif meta.TransferSyntaxUID.is_private:
+            pass  # its pixels may be in any order
+        elif not is_wrapped or len(stream) - get_expected_length(dataset) in (0, 1):
             meta.TransferSyntaxUID = ExplicitVRLittleEndian
         if header is not None and header.marker in _STRICT and stream.rfind(END_OF_IMAGE, header.place) < 0:
-            stream = stream.rstrip(b"\0") + END_OF_IMAGE
+            stream = stream.rstrip(b"\0").removesuffix(END_OF_IMAGE[:1]) + END_OF_IMAGE
         dataset.PixelData = stream if meta.TransferSyntaxUID in _PLAIN else one_fragment(stream)
         dataset.pop("ExtendedOffsetTable", None)
     with suppress(NotImplementedError):  # unknown to pydicom

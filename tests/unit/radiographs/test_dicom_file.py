@@ -1,4 +1,5 @@
 import io
+import time
 import tracemalloc
 import zlib
 
@@ -60,6 +61,18 @@ def test_a_deflated_file_that_is_cut_off_is_refused(stored_HW):
     dataset = dataset_of(stored_HW, syntax=DeflatedExplicitVRLittleEndian)
     with pytest.raises(DataError, match="cut off"):
         read(encoded(dataset)[:-100])
+
+
+@pytest.mark.parametrize("byte", [b"\0", b"\xff"])
+def test_bytes_after_the_pixels_of_a_deflated_file_are_ignored_and_cost_nothing(stored_HW, square_HW, byte):
+    content = encoded(dataset_of(stored_HW, syntax=DeflatedExplicitVRLittleEndian, **ALL_LEVELS))
+    meta_end = 144 + int.from_bytes(content[140:144], "little")
+    deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    padded = zlib.decompress(content[meta_end:], -zlib.MAX_WBITS) + 10_000_000 * byte
+    content = content[:meta_end] + deflater.compress(padded) + deflater.flush()
+    start = time.process_time()
+    assert np.abs(read(content).astype(int) - square_HW).max() <= 1
+    assert time.process_time() - start < 1
 
 
 def stating(content: bytes, tag: bytes, number: int) -> bytes:
@@ -175,9 +188,13 @@ def test_the_pixels_tell_how_they_are_compressed_whatever_the_header_says(film_H
     assert np.abs(read(content).astype(int) - square_HW).max() <= 2
 
 
+@pytest.mark.filterwarnings("ignore:The pixel data is 21602 bytes long")
 @pytest.mark.parametrize("stated", [JPEGBaseline8Bit, JPEGLosslessSV1, JPEG2000Lossless, RLELossless])
-def test_uncompressed_pixels_are_read_whatever_compression_the_header_says(stored_HW, square_HW, stated):
-    content = restated(encoded(dataset_of(stored_HW, **ALL_LEVELS)), ExplicitVRLittleEndian, stated)
+@pytest.mark.parametrize("padding", [b"", bytes(2)])
+def test_uncompressed_pixels_are_read_whatever_compression_the_header_says(stored_HW, square_HW, stated, padding):
+    dataset = dataset_of(stored_HW, **ALL_LEVELS)
+    dataset.PixelData += padding
+    content = restated(encoded(dataset), ExplicitVRLittleEndian, stated)
     assert np.abs(read(content).astype(int) - square_HW).max() <= 1
 
 
