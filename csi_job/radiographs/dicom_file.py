@@ -9,12 +9,7 @@ from typing import Any
 
 from isal import isal_zlib
 from pydicom.dataset import Dataset
-from pydicom.filereader import (
-    _read_file_meta_info,
-    read_dataset,
-    read_partial,
-    read_preamble,
-)  # as `dcmread` itself does
+from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble  # as `dcmread` itself does
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import get_expected_length
@@ -118,25 +113,38 @@ def orientation(dataset: Dataset) -> str:
 
 
 def _read_bounded(content: bytes) -> Dataset:
-    """Read a file to the end of its pixels, inflated up to the limit of file sizes, since pydicom has none."""
+    """Read a file to the end of its pixels, inflated up to the limit of file sizes, since pydicom has none.
+
+    The first element tells the encoding, whatever the meta information says.
+    """
     file = io.BytesIO(content)
     read_preamble(file, force=True)
     meta = _read_file_meta_info(file)
-    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-        read = read_partial(io.BytesIO(content), _is_no_element, force=True)
-        if any(name in read for name in _PIXELS) or _PIXEL_TAG_BYTES not in content:
-            return read
-        return read_partial(io.BytesIO(content + _DELIMITER), _is_no_element, force=True)  # fragments lacked their end
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        content = _inflated(file.read())
+        file = io.BytesIO(content)
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    start = file.tell()
+    is_little_endian = content[start + 1 : start + 2] == b"\0"
+    is_implicit = not content[start + 4 : start + 6].isalpha()
+    for end in (b"", _DELIMITER):  # of fragments, which may lack it
+        file = io.BytesIO(content + end)
+        file.seek(start)
+        dataset = read_dataset(file, is_implicit, is_little_endian, stop_when=_is_no_element)
+        if any(name in dataset for name in _PIXELS) or _PIXEL_TAG_BYTES not in content:
+            break
+    dataset.file_meta = meta
+    return dataset
+
+
+def _inflated(content: bytes) -> bytes:
     inflater = isal_zlib.decompressobj(-isal_zlib.MAX_WBITS)
-    inflated = inflater.decompress(file.read(), _MAX_INFLATED_BYTES)
+    inflated: bytes = inflater.decompress(content, _MAX_INFLATED_BYTES)
     if inflater.unconsumed_tail:
         raise DataError("the DICOM file inflates to more than a radiograph", allowed=f"{_MAX_INFLATED_BYTES} bytes")
     if not inflater.eof:
         raise DataError("the DICOM file is cut off")
-    dataset = read_dataset(io.BytesIO(inflated), is_implicit_VR=False, is_little_endian=True, stop_when=_is_no_element)
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta = meta
-    return dataset
+    return inflated
 
 
 def _is_no_element(tag: int, _vr: str | None, _length: int) -> bool:
@@ -153,7 +161,7 @@ def _settle_syntax(dataset: Dataset) -> StreamHeader | None:
         DataError: nothing decodes the syntax.
     """
     meta, header, pixels = dataset.file_meta, None, dataset.get("PixelData")
-    if "TransferSyntaxUID" not in meta:  # a bare data set
+    if meta.get("TransferSyntaxUID", ImplicitVRLittleEndian) in _PLAIN:
         is_implicit, is_little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
         meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit

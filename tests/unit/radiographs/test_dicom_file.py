@@ -1,4 +1,5 @@
 import io
+import itertools
 import time
 import tracemalloc
 import zlib
@@ -195,6 +196,15 @@ def test_uncompressed_pixels_are_read_whatever_compression_the_header_says(store
     dataset = dataset_of(stored_HW, **ALL_LEVELS)
     dataset.PixelData += padding
     content = restated(encoded(dataset), ExplicitVRLittleEndian, stated)
+    assert np.abs(read(content).astype(int) - square_HW).max() <= 1
+
+
+PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+
+
+@pytest.mark.parametrize(("syntax", "stated"), [*itertools.permutations(PLAIN, 2)])
+def test_the_first_element_tells_the_encoding_whatever_the_header_says(stored_HW, square_HW, syntax, stated):
+    content = restated(encoded(dataset_of(stored_HW, syntax=syntax, **ALL_LEVELS)), syntax, stated)
     assert np.abs(read(content).astype(int) - square_HW).max() <= 1
 
 
