@@ -62,7 +62,8 @@ def _decode(dataset: Dataset, side_px: int) -> np.ndarray:
         squares = (_square(dataset, film, padding_HW, side_px) for film, padding_HW in _films(dataset, side_px))
         square_HW = next(square for square in squares if square is not None)  # the film with all its pixels gives one
     else:
-        if dataset.file_meta.TransferSyntaxUID in LOSSY_JPEG and _is_ycbcr(dataset):
+        is_lossy_jpeg = dataset.file_meta.TransferSyntaxUID in LOSSY_JPEG
+        if is_lossy_jpeg and dataset.SamplesPerPixel > 1 and _is_ycbcr(dataset):
             dataset.PhotometricInterpretation = "YBR_FULL_422"
         pixels = dataset.pixel_array
         luma_HW = _luma(dataset, pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
@@ -83,7 +84,7 @@ def _is_ycbcr(dataset: Dataset) -> bool:
     """Return whether a JPEG is YCbCr, even if labelled RGB, as some encoders do: JFIF and subsampled colours are."""
     image = Image.open(io.BytesIO(frame_of(dataset)), formats=("JPEG",))
     samplings = {layer[1:3] for layer in getattr(image, "layer", ())}
-    return dataset.PhotometricInterpretation != "RGB" or "jfif" in image.info or len(samplings) > 1
+    return dataset.PhotometricInterpretation.startswith("YBR") or "jfif" in image.info or len(samplings) > 1
 
 
 def _luma(dataset: Dataset, pixels: np.ndarray) -> np.ndarray:
