@@ -16,6 +16,7 @@ from csi_job.errors import CsiJobError, DataError, StopRequestedError, advice
 from csi_job.signals import heeded
 
 SEND_AGAIN_S: Final = 0.1
+START_UP_OBJECTS: Final = 1_000_000  # more than imports make, of which none is garbage
 # In the order of use; a command's module is imported only to run the command or show its help.
 COMMANDS = {
     "phantoms": ("phantoms", "Generate synthetic chest radiographs to try everything out."),
@@ -88,7 +89,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; an error becomes one line on standard error and the exit code of its class."""
-    gc.set_threshold(100_000, 20, 20)  # torch's import makes half a million objects, none of them garbage
+    gc.set_threshold(START_UP_OBJECTS, 20, 20)
     received = _receive_signals()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale's encoding may lack a minus sign

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shlex
 import typing
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import click
 from pydantic import BaseModel, SecretStr
 
+from csi_job.cli import START_UP_OBJECTS
 from csi_job.cli.checks import check_call
 from csi_job.config import LoadedSettings, Settings, load_settings
 from csi_job.files import read_json
@@ -117,6 +119,9 @@ def with_settings(
             if needs_database and loaded.settings.storage.url is None and not loaded.settings.folder.database.exists():
                 raise no_database(loaded.settings.folder.database)
             record = study(loaded, given) if study else None
+            if gc.get_threshold()[0] == START_UP_OBJECTS:
+                gc.freeze()  # else a first collection would search all of them
+                gc.set_threshold(100_000, 20, 20)  # importing torch makes half a million
             return function(loaded.over(record) if record else loaded, *args, **given)
 
         for option in (log_format_option, _config, *(_option(path, default) for path in reversed(shown))):
