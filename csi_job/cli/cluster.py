@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from csi_job.cli.options import PathType, with_settings
+from csi_job.cli.options import PathType, SecondsType, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.logs import announced
 
@@ -84,7 +84,7 @@ def scale(num_pods: int, release: str | None, namespace: str | None) -> None:
 @click.option("--gpu-resource", default="nvidia.com/gpu", help="Name of the Kubernetes GPU resource.")
 @secret_option("--database-secret", "database password")
 @secret_option("--wandb-secret", "Weights & Biases API key")
-@click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", envvar="WAIT_S",
+@click.option("--wait", "wait_s", type=SecondsType(0), default=0.0, metavar="SECONDS", envvar="WAIT_S",
     help="Seconds to wait for the database if nothing else is wrong.")  # fmt: skip
 @of_release
 def check(

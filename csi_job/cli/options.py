@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import os
 import shlex
 import typing
@@ -76,6 +77,19 @@ class PathType(click.Path):
         if value == "":
             self.fail("it must not be empty", param, ctx)
         return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111 - raises nothing
+
+
+class SecondsType(click.FloatRange):
+    """A wait of at most a day; NaN, which is below nothing, is none."""
+
+    def __init__(self, shortest_s: float) -> None:
+        """Take the shortest wait."""
+        super().__init__(min=shortest_s, max=86_400.0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a finite number of seconds."""
+        seconds = super().convert(value, param, ctx)
+        return self.fail(f"{value} is not a number of seconds", param, ctx) if math.isnan(seconds) else seconds
 
 
 def text(value: str) -> str:

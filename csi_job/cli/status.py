@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from csi_job.cli.options import the_only_study, with_settings
+from csi_job.cli.options import SecondsType, the_only_study, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.errors import NoStudyError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     reads_only=True,
 )
 @click.option("--watch", is_flag=True, help="Refresh until the study or release finishes (or Ctrl-C).")
-@click.option("--every", default=2.0, type=click.FloatRange(min=0.2), help="Seconds between refreshes.")
+@click.option("--every", default=2.0, type=SecondsType(0.2), help="Seconds between refreshes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch, one object per line and refresh.")
 @click.option(
     "--release",
