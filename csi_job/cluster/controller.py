@@ -218,9 +218,9 @@ class _Leader:
             self._replaced_since_s = self._replaced_since_s or now_s
             is_late = now_s - self._replaced_since_s > UPGRADE_S
             successor = self._cluster.get("Job", found.controller)
-            stages = "the stages from before" if self._last else "the new stages"
             if successor is None:
                 if is_late:
+                    stages = "the stages from before" if self._last else "the new stages"
                     self._warnings.log(f"helm upgrade failed halfway; continuing with {stages}; repeat it or roll back")
                 return replace(self._last or found, done=found.done)
             with suppress(NotAllowedError):
@@ -229,11 +229,10 @@ class _Leader:
             if successor.get("status", {}).get("ready") or (result and not (result.failed and self._last)):
                 return None
             if is_late:
-                reason = (
-                    f"the next controller, Job {found.controller}, {'has failed' if result else 'does not run yet'}"
-                )
-                how = f"continuing with {stages}" if self._last else "waiting for it"
-                self.wait(reason + _why_not_running(self._cluster, successor), how)
+                state = "has failed" if result else "does not run yet"
+                why = _why_not_running(self._cluster, successor)
+                how = "continuing with the stages from before" if self._last else "waiting for it"
+                self.wait(f"the next controller, Job {found.controller}, {state}{why}", how)
             if self._last:
                 return replace(self._last, done=found.done)
             self._has_exhausted(found)
