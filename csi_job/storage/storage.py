@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, check_distribution_compatibil
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
-from csi_job.errors import ConfigurationError, CsiJobError, LeaseLostError
+from csi_job.errors import CsiJobError, LeaseLostError
 from csi_job.storage.database import Database, read_only
 from csi_job.storage.lease import RELEASED_AT_S, Lease, fence, is_finished_under, write_fenced
 from csi_job.storage.optuna_private import OptunaStorage, backend_of, trial_id_of
@@ -307,11 +307,9 @@ def open_storage(settings: StorageSettings, work: Path, *, create: bool) -> Stud
 
 
 def storage_of(study: optuna.Study) -> StudyStorage:
-    """Return the storage beneath a study; raise `ConfigurationError` if another program opened it."""
+    """Return the storage beneath a study that this package opened."""
     storage = backend_of(study)
-    if not isinstance(storage, StudyStorage):
-        message = "this study was not opened by csi-job"
-        raise ConfigurationError(message, got=type(storage).__name__, hint="use optimize_hyperparameters")
+    assert isinstance(storage, StudyStorage)
     return storage
 
 

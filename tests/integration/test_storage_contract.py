@@ -128,9 +128,11 @@ def test_trials_start_by_claims_only(storage, what):
     assert [trial.state for trial in storage.get_all_trials(study_id)] == [TrialState.WAITING]
 
 
-def test_a_trial_that_another_worker_started_is_not_started_again(storage):
+def test_setting_a_state_returns_whether_it_was_set(storage):
     lease = leased(define(storage))
-    assert storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING) is False
+    assert storage.set_trial_state_values(lease.trial_id, TrialState.RUNNING) is False  # another worker started it
+    storage.hold(lease)
+    assert storage.set_trial_state_values(lease.trial_id, TrialState.COMPLETE, [0.5]) is True
 
 
 def test_schema_versions_equal_those_of_optuna(storage, tmp_path):

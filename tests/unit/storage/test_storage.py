@@ -64,13 +64,17 @@ def test_a_folder_that_cannot_be_created_is_one_line(tmp_path):
         open_storage(StorageSettings(), tmp_path / "file" / "work", create=True)
 
 
-def test_a_full_disk_at_the_start_is_waited_for_then_one_line(tmp_path):
+@pytest.mark.parametrize(("has_journal", "reason"), [(True, "disk is full"), (False, "unable to open database file")])
+def test_a_full_disk_at_the_start_is_waited_for_then_one_line(tmp_path, has_journal, reason):
+    if not has_journal:  # for which there is no room either
+        (tmp_path / "studies.db-journal").mkdir()
+
     def fill(connection, _):
         connection.execute("PRAGMA max_page_count = 1")
 
     sa.event.listen(sa.engine.Engine, "connect", fill)
     try:
-        with pytest.raises(StorageUnavailableError, match=r"studies\.db .*: database or disk is full"):
+        with pytest.raises(StorageUnavailableError, match=rf"studies\.db .*: .*{reason}"):
             open_storage(StorageSettings(connect_s=0), tmp_path, create=True)
     finally:
         sa.event.remove(sa.engine.Engine, "connect", fill)
@@ -118,6 +122,7 @@ def test_while_one_thread_samples_a_trial_others_are_read_and_written_as_usual(s
         assert pool.submit(parts, "a").result() == [None, None, None]
         storage.set_trial_user_attr(other.trial_id, "other", "stored")
         assert pool.submit(storage.get_trial_user_attrs, other.trial_id).result() == {"other": "stored"}
+        assert enqueue_trial(study, SPACE, {"unknown_weight": 0.25}) == 2
     assert [parts(key) for key in "ab"] == [[0.5, 1, 2]] * 2
 
 
