@@ -41,8 +41,8 @@ class _AskBuffer:
 
     trial_id: int
     write: TrialWrite = field(default_factory=TrialWrite)
-    history: dict[int, FrozenTrial] | None = None
-    """The trials by id, as the first read found them."""
+    history: dict[int, FrozenTrial] = field(default_factory=dict)
+    """The trials by id, as the first read found them; empty before it."""
     thread: int = field(default_factory=threading.get_ident)
 
 
@@ -181,7 +181,7 @@ class StudyStorage(Database):
         """Store a parameter under the trial's lease."""
         if self._own_buffer() is None:
             self._lease_of(trial_id)
-            known = known or self.read(lambda connection: stored_distribution(connection, trial_id, name))
+            known = self.read(lambda connection: stored_distribution(connection, trial_id, name))
         if known is not None:
             check_distribution_compatibility(known, distribution)
         self._write_or_buffer(trial_id, TrialWrite(params={name: (internal_value, distribution)}))
@@ -244,7 +244,7 @@ class StudyStorage(Database):
         """Return a study's trials that have one of these ids or a greater one, in one statement."""
         also, after = included_trial_ids, trial_id_greater_than
         buffer = self._own_buffer()
-        if buffer is not None and buffer.history is not None:
+        if buffer is not None and buffer.history:
             return []  # Optuna's cache has them all
         trials = self.read(lambda connection: read_trials(connection, study_id, after=after, also=also))
         if buffer is not None:
@@ -256,7 +256,7 @@ class StudyStorage(Database):
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Return a trial, read in one statement; raise `KeyError` if none has this id."""
         buffer = self._own_buffer()
-        if buffer is not None and buffer.history is not None and trial_id in buffer.history:
+        if buffer is not None and trial_id in buffer.history:
             return copy.deepcopy(buffer.history[trial_id])
         trial = self.read(lambda connection: read_trial(connection, trial_id))
         if trial is None:

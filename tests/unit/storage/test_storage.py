@@ -13,8 +13,9 @@ from pydantic import SecretStr
 from csi_job.errors import ConfigurationError, StorageUnavailableError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage, storage_of
+from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.studies import enqueue_trial
-from tests.support.studies import SPACE, define, leased
+from tests.support.studies import SPACE, counted, define, leased
 
 
 def test_a_path_may_contain_any_characters(tmp_path):
@@ -88,6 +89,17 @@ def test_a_pickled_storage_opens_the_same_database(study, storage):
     copy.close()
 
 
+def test_trials_that_finish_out_of_order_are_read_again_and_no_others(study, storage):
+    leases = [leased(study) for _ in range(3)]
+    for lease in reversed(leases):
+        storage.write_trial(lease, TrialWrite(values=[0.5], state=TrialState.COMPLETE))
+        states = [trial.state for trial in study.trials]
+    assert states == [TrialState.COMPLETE] * 3
+    first, second, third = (lease.trial_id for lease in leases)
+    read = storage.list_trials(study._study_id, None, {first}, second)
+    assert [trial._trial_id for trial in read] == [first, third]
+
+
 def test_readers_do_not_wait_for_a_writer(study, tmp_path):
     writer = sqlite3.connect(tmp_path / "studies.db", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
@@ -124,6 +136,16 @@ def test_while_one_thread_samples_a_trial_others_are_read_and_written_as_usual(s
         assert pool.submit(storage.get_trial_user_attrs, other.trial_id).result() == {"other": "stored"}
         assert enqueue_trial(study, SPACE, {"unknown_weight": 0.25}) == 2
     assert [parts(key) for key in "ab"] == [[0.5, 1, 2]] * 2
+
+
+def test_a_trial_is_sampled_from_one_read(study, storage):
+    lease = leased(study)
+    with counted(storage.engine) as statements, storage.buffered_ask(lease):
+        for _ in range(2):
+            storage.get_all_trials(study._study_id)
+            storage.get_trial(lease.trial_id)
+            storage.set_trial_param(lease.trial_id, "a", 0.5, FloatDistribution(0, 1))
+        assert len(statements) == 2  # BEGIN, and the read
 
 
 class _Full(sqlite3.Connection):
