@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import optuna
 
     from csi_job.config import Settings
+    from csi_job.storage.storage import StudyStorage
     from csi_job.study.status import StudyStatus
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class StudyWatch:
         self.is_missing = False
         """Whether the database answers, but has no such study."""
         self.last: StudyStatus | None = None
+        self._storage: StudyStorage | None = None
         self._study: optuna.Study | None = None
         self._warnings = RepeatedWarnings(logger)
         self._due_s = -math.inf
@@ -101,7 +103,9 @@ class StudyWatch:
         return result
 
     def _note_outage(self, problem: str) -> None:
-        self._study = None
+        if self._storage is not None:
+            self._storage.close()
+        self._storage = self._study = None
         self.num_outages += not self.is_away
         self._warnings.log(f"the study is unavailable: {problem}", outage=self.num_outages)
         if not self.is_away:
@@ -116,8 +120,8 @@ class StudyWatch:
         if self._study is None:
             # The controller retries later rather than wait here.
             no_wait = self._settings.storage.model_copy(update={"connect_s": 0.0, "outage_s": 0.0})
-            storage = open_storage(no_wait, self._settings.work, create=False)
-            self._study = load_study(storage, self._settings.study.name)
+            self._storage = open_storage(no_wait, self._settings.work, create=False)
+            self._study = load_study(self._storage, self._settings.study.name)
         return self._study
 
 

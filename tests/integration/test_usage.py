@@ -2,6 +2,9 @@
 
 from types import SimpleNamespace
 
+import pytest
+import sqlalchemy as sa
+
 from csi_job.cluster import study_watch
 from csi_job.cluster.budget import Usage
 from csi_job.cluster.study_watch import StudyWatch
@@ -9,6 +12,7 @@ from csi_job.config import Settings
 from csi_job.errors import NoStudyError, StorageUnavailableError
 from csi_job.storage.attributes import USED
 from csi_job.study.settings import StudySettings
+from tests.support.processes import wait_until
 from tests.support.studies import define, storage_settings
 
 
@@ -51,6 +55,15 @@ def test_a_deleted_study_is_reported_and_opened_again(storage, url, tmp_path, ca
     assert any("the study is unavailable" in line for line in caplog.messages)
     define(storage)
     assert controller.add_usage(lambda _: Usage(2, 3)) == Usage(2, 3)
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_asking_for_a_study_that_does_not_exist_leaves_no_connection_open(storage, url, tmp_path):
+    controller = watch(url, tmp_path)
+    assert [controller.status() for _ in range(9)] == [None] * 9
+    query = sa.text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+    # Its own, and no other: a session ends a little after it was closed.
+    wait_until(lambda: storage.read(lambda connection: connection.execute(query).scalar_one()) == 1, limit_s=20)
 
 
 def test_half_of_the_time_at_most_is_spent_on_a_database_that_does_not_answer(tmp_path, monkeypatch):

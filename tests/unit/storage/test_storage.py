@@ -100,12 +100,13 @@ def test_trials_that_finish_out_of_order_are_read_again_and_no_others(study, sto
     assert [trial._trial_id for trial in read] == [first, third]
 
 
-def test_readers_do_not_wait_for_a_writer(study, tmp_path):
+def test_readers_do_not_wait_for_a_writer(study, storage, tmp_path):
     writer = sqlite3.connect(tmp_path / "studies.db", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     try:
         assert len(study.get_trials()) == 1
         assert study.user_attrs["target"] == 5
+        assert [each.study_name for each in storage.get_all_studies()] == ["toy"]
     finally:
         writer.close()
 
