@@ -66,7 +66,8 @@ def read_file(content: bytes, max_image_side_px: int) -> Dataset:
     """
     dataset = _read_bounded(content)
     if not any(name in dataset for name in _PIXELS):
-        raise DataError("the DICOM file has no pixels, or is cut off")
+        modality = dataset.get("Modality")  # e.g. that of a report or presentation state
+        raise DataError("the DICOM file has no pixels, or is cut off", got=f"Modality {modality}" if modality else None)
     missing = [name for name in _NEEDED if dataset.get(name) in (None, "")]
     if missing:
         raise DataError(f"the DICOM file lacks {', '.join(missing)}")

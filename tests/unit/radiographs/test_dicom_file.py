@@ -291,13 +291,13 @@ def rescaled(stored_HW: np.ndarray, slope: str) -> Dataset:
 
 
 def test_files_without_one_radiograph_are_refused(stored_HW):
-    report = dataset_of(stored_HW)
+    report = dataset_of(stored_HW, Modality="SR")
     del report.PixelData
     frames = dataset_of(stored_HW, NumberOfFrames=2)
     frames.PixelData *= 2
     unnamed = dataset_of(stored_HW, PhotometricInterpretation=None, SamplesPerPixel=None)
     for dataset, words in (
-        (report, "no pixels"),
+        (report, "no pixels, or is cut off, got 'Modality SR'"),
         (frames, "several frames, got 2"),
         (dataset_of(stored_HW, Rows=60_000), "90x60000 pixels"),
         (unnamed, "the DICOM file lacks SamplesPerPixel, PhotometricInterpretation"),
