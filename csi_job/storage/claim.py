@@ -289,23 +289,25 @@ def _counts_and_running(connection: Connection, study_id: int) -> tuple[Counts, 
 
 
 def _counting(study_id: int) -> sa.Select[Any]:
-    of_study = TRIALS.c.study_id == study_id
-    blameless = (
-        sa.select(sa.func.count())
-        .select_from(TRIALS.join(USER_ATTRIBUTES, USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id))
-        .where(of_study, TRIALS.c.state == TrialState.FAIL, USER_ATTRIBUTES.c.key.in_((CANCELLED, REJECTED)))
-    )
+    not_counted = sa.select(sa.func.count()).select_from(_failed_unblamed(study_id).subquery())
     return sa.select(
         _num_in(TrialState.COMPLETE, TrialState.PRUNED).label("num_finished"),
         _num_in(TrialState.RUNNING).label("num_running"),
         _num_in(TrialState.WAITING).label("num_waiting"),
         _num_in(TrialState.FAIL).label("num_failed"),
         sa.func.count().label("num_all"),
-        blameless.scalar_subquery().label("num_blameless"),
+        not_counted.scalar_subquery().label("num_not_counted"),
         _attribute(study_id, TARGET).label("target"),
         _attribute(study_id, MAX_EPOCHS_TOTAL).label("limit"),
         sa.case((_attribute(study_id, MAX_EPOCHS_TOTAL).is_(None), _attribute(study_id, SETTINGS))).label("settings"),
-    ).where(of_study)
+    ).where(TRIALS.c.study_id == study_id)
+
+
+def _failed_unblamed(study_id: int) -> sa.Select[tuple[int]]:
+    """Select the failed trials that were cancelled or rejected."""
+    joined = sa.select(TRIALS.c.trial_id).join(USER_ATTRIBUTES, USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id)
+    of_study = sa.and_(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.FAIL)
+    return joined.where(of_study, USER_ATTRIBUTES.c.key.in_((CANCELLED, REJECTED)))
 
 
 def _attribute(study_id: int, key: str) -> sa.ScalarSelect[str | None]:
@@ -328,7 +330,7 @@ def _counts(row: Row[Any]) -> Counts:
         num_finished=row.num_finished,
         num_running=row.num_running,
         num_waiting=row.num_waiting,
-        num_failed=row.num_failed - row.num_blameless,
+        num_failed=row.num_failed - row.num_not_counted,
         num_all=row.num_all,
         target=target,
         max_epochs_total=max_epochs_total_of(known),
@@ -369,7 +371,8 @@ def _waiting(study_id: int) -> sa.Select[tuple[int, int]]:
 def _too_many_failures(connection: Connection, study_id: int, num_failed: int) -> StudyFailedError:
     is_reason = sa.and_(USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, USER_ATTRIBUTES.c.key == REASON)
     failed = sa.and_(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.FAIL)
-    query = sa.select(USER_ATTRIBUTES.c.value_json).join(TRIALS, is_reason).where(failed)
+    is_counted = TRIALS.c.trial_id.not_in(_failed_unblamed(study_id))
+    query = sa.select(USER_ATTRIBUTES.c.value_json).join(TRIALS, is_reason).where(failed, is_counted)
     last = connection.execute(query.order_by(TRIALS.c.trial_id.desc()).limit(1)).scalar()
     message = f"{num_failed} trials failed, so the study stops; last reason: {json.loads(last) if last else 'unknown'}"
     return StudyFailedError(message, hint="fix the cause, then raise study.max_failed_trials to continue")

@@ -4,6 +4,7 @@ Two databases may have studies of the same name, whose checkpoints then lie in o
 """
 
 import logging
+import re
 import shutil
 from collections.abc import Collection
 from contextlib import suppress
@@ -48,7 +49,7 @@ def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, att
 
     newest = None
     trusted = {folder / attempt_name(attempt - 1, of) for of in (uid, "")} | {promoted.parent if promoted else None}
-    for place in sorted(_own_attempts(folder, uid), reverse=True):
+    for place in sorted(_own_attempts(folder, uid), key=_number_of, reverse=True):
         for path in valid_checkpoints(place):
             epoch = epoch_of(path)
             if epoch > epoch_of(newest) and (epoch <= last_epoch or place in trusted):
@@ -117,7 +118,7 @@ def _remove_if_empty(folder: Path) -> None:
 def _own_attempts(folder: Path, uid: str) -> list[Path]:
     """Return the folders of a study's attempts at a trial, and those that name no study, as in version 0.1."""
     with explain_os_errors("the checkpoints of a trial cannot be listed", folder, kind=ResourceError):
-        attempts = [path for path in listed(folder) if path.match("attempt-*")]
+        attempts = [path for path in listed(folder) if re.match(r"attempt-\d+(-|$)", path.name)]
     return [attempt for attempt in attempts if _uid_of(attempt) in (_part(uid), "")]
 
 

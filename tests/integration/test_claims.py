@@ -183,6 +183,7 @@ def test_too_many_failures_stop_the_study_with_the_last_reason(storage):
         claim(study, max_failed=0)
     for reason in ("no such file", "no such layer"):
         fail(study, reason=reason)
+    fail(study, reason="outside the space", rejected=True)  # which does not count
     for _ in range(2):  # of which the second is the latest of all trials
         fail(other, reason="no such study")
     pruned = TrialWrite(user_attrs={"reason": "others were better"}, state=TrialState.PRUNED)

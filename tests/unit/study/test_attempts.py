@@ -29,10 +29,11 @@ def make_unreadable(path):
 
 @pytest.mark.parametrize("damage", [tear, make_unreadable])
 def test_a_trial_resumes_from_the_promoted_checkpoint_or_if_it_is_damaged_the_one_before(tmp_path, damage, caplog):
-    _, earlier = attempt(tmp_path, 1, 0, 2)
-    before, promoted = attempt(tmp_path, 2, 2, 3)
+    _, earlier = attempt(tmp_path, 9, 0, 2)
+    before, promoted = attempt(tmp_path, 10, 2, 3)
+    (tmp_path / "attempt-of-another-program").mkdir()
     for expected, epoch in ((promoted, 3), (before, 2), (earlier, 2)):
-        assert attempts.find_checkpoint(tmp_path, promoted, epoch, attempt=3, uid=UID) == expected
+        assert attempts.find_checkpoint(tmp_path, promoted, epoch, attempt=11, uid=UID) == expected
         damage(expected)
     assert (f"{promoted} cannot be read (Is a directory)" in caplog.text) == (damage is make_unreadable)
 
