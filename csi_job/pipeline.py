@@ -147,7 +147,7 @@ def run_hyperopt(
         lenient=is_lenient["num_trials"],
         lenient_epochs=is_lenient["max_epochs_total"],
     )
-    Search(study, cache, settings, confirm, not is_script).run(environments)
+    Search(study, cache, settings, confirm=confirm, own_process=not is_script).run(environments)
     if report:
         write_results(study, settings.folder)
     return study

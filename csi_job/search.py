@@ -94,9 +94,9 @@ class Search:
         file = read_hyperparams(best, default_study=study.study_name, default_max_epochs=settings.study.max_epochs)
         record = read_record(settings.storage, settings.work, study.study_name)
         options = WorkerOptions(trackers=[tracker], own_process=self.own_process)
-        request = final_training(settings, self.cache, file, study, record, options, on_finished)
+        training = final_training(settings, self.cache, file, study, record, options, on_finished)
         limited = settings.study.model_copy(update={"timeout_s": timeout_s})
-        replace(request, worker=limited).share_trainings(waits=False)
+        replace(training, worker=limited).share_trainings(waits=False)
 
     def _run_trials(self, tracker: Tracker, on_finished: Callable[[int], None]) -> None:
         """Run trials in this process, and refresh the report now and then."""
@@ -183,7 +183,7 @@ def final_training(
         max_image_side_px=settings.radiographs.max_image_side_px,
         worker=settings.study.model_copy(update={"timeout_s": None}),
         options=replace(options, stall_s=settings.trial.stall_s),
-        on_progress=lambda now: on_finished(now.num_finished, now.num_finished + now.num_open),
+        on_progress=lambda now: on_finished(now.num_finished, now.num_finished + now.num_left),
     )
 
 

@@ -21,7 +21,7 @@ class Stop:
     """Whether a signal asked to stop.
 
     A handler interrupts the main thread anywhere, also where it holds the lock of an `Event`, which `Event.set` would
-    then wait for without end. Putting into a `SimpleQueue` is reentrant.
+    then wait for forever. Putting into a `SimpleQueue` is reentrant.
     """
 
     signal_number: int | None = None
@@ -54,7 +54,7 @@ class Stop:
         self.check()
 
 
-def heeded() -> list[signal.Signals]:
+def handled_signals() -> list[signal.Signals]:
     """Return those of the signals that this process does not ignore, as a shell's background job does Ctrl-C."""
     return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
@@ -66,7 +66,7 @@ def listening(stop: Stop | None = None) -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.request) for number in heeded()}
+    before = {number: signal.signal(number, stop.request) for number in handled_signals()}
     try:
         yield stop
     finally:

@@ -17,10 +17,10 @@ import numpy as np
 from csi_job.cache.decode_pool import decode_images
 from csi_job.cache.key import (
     Source,
+    digest_images,
     existing_cache,
     find_source,
     may_be_finished,
-    read_images,
     record_key_for_settings,
 )
 from csi_job.cache.manifest import (
@@ -92,7 +92,7 @@ def build_cache(
         make_folder(root)
         source = find_source(radiographs, cache, work)
         if study_key or source.index.is_complete() or may_be_finished(source, radiographs, cache, root):
-            source = read_images(source, radiographs, cache, work, study_key)
+            source = digest_images(source, radiographs, cache, work, study_key)
         if study_name and study_key not in ("", source.key):
             raise _other_data(root / study_key, study_name, source.table, cache, radiographs.split)
         if not _is_finished(source, root):
@@ -161,7 +161,7 @@ def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSetting
     while not _is_finished(source, root):
         with locked(lock, waiting):
             if not partial.exists() and source.index.is_complete():  # another process may have finished just now
-                source = read_images(source, radiographs, cache, work)
+                source = digest_images(source, radiographs, cache, work)
                 if _is_finished(source, root):
                     break
             _remove_abandoned(root)
@@ -170,17 +170,18 @@ def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSetting
             _fill_slots(source, arrays, arrays.claim_parts(), corrupt, radiographs, cache)
             arrays.release()
             with locked(lock, waiting):
-                is_changed = is_ours = arrays.claim_all()  # otherwise they were finished or replaced meanwhile
+                is_ours = arrays.claim_all()  # otherwise they were finished or replaced meanwhile
+                is_changed = is_ours
                 while is_changed:
                     # Fill what killed processes left empty, or had decoded from images that changed since.
                     _fill_slots(source, arrays, [range(len(split_N))], corrupt, radiographs, cache)
-                    source = read_images(source, radiographs, cache, work)
+                    source = digest_images(source, radiographs, cache, work)
                     is_changed = arrays.empty_changed(digest.sha256 for digest in source.digests)
                 if is_ours:
                     arrays.flush()
                     _finish(source, split_N, arrays, corrupt, radiographs.split, cache, work)
         if not is_ours:
-            source = read_images(source, radiographs, cache, work)
+            source = digest_images(source, radiographs, cache, work)
     return source
 
 

@@ -86,7 +86,7 @@ def find_source(radiographs: RadiographsSettings, cache: CacheSettings, work: Pa
     return Source(table, paths, index, identity_key, images, _build_key(table, radiographs, cache))
 
 
-def read_images(
+def digest_images(
     source: Source, radiographs: RadiographsSettings, cache: CacheSettings, work: Path, study_key: str = ""
 ) -> Source:
     """Return the source with the digests of all images, reading those that are not known, and its key.
@@ -121,7 +121,7 @@ def find_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pat
     if len(named) == 1 or any(path.exists() for path in named):
         with problems_listed(work):
             source = find_source(radiographs, cache, work)
-            key: str | None = read_images(source, radiographs, cache, work, study_key).key
+            key: str | None = digest_images(source, radiographs, cache, work, study_key).key
     else:
         key = (read_json(root / _KEYS_FILE) or {}).get(_settings_digest(radiographs, cache))
     folder = WorkFolder(work).cache(key) if isinstance(key, str) and key else None
@@ -222,7 +222,7 @@ def existing_cache(radiographs: RadiographsSettings, cache: CacheSettings, work:
 
 
 def _no_matching_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> ConfigurationError:
-    """Return the error that no cache has these settings, or not of this data, naming those that there are."""
+    """Return the error that no cache matches, naming those that exist."""
 
     def described(image_size_px: int, normalisation: str, split_seed: int) -> str:
         return f"{image_size_px} px, {normalisation}, split seed {split_seed}"

@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 import click
 
 from csi_job.errors import CsiJobError, DataError, StopRequestedError, advice
-from csi_job.signals import heeded
+from csi_job.signals import handled_signals
 
 SEND_AGAIN_S: Final = 0.1
 START_UP_OBJECTS: Final = 1_000_000  # more than imports make, of which none is garbage
@@ -150,13 +150,13 @@ def _receive_signals() -> list[int]:
             sys.__unraisablehook__(dropped)
 
     sys.unraisablehook = on_dropped
-    for number in heeded():
+    for number in handled_signals():
         signal.signal(number, receive)
     return received
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    for number in heeded():
+    for number in handled_signals():
         signal.signal(number, signal.SIG_DFL)  # an exception in an exit handler would be shown as a traceback
     if message:
         click.echo(f"csi-job: {message}", err=True)

@@ -164,7 +164,7 @@ class FinalTraining:
             num_searched = storage.read(count).num_finished
             progress = plan(beside, lambda trials: self.confirmation.trainings(*results_of(trials)), num_searched)
             self.on_progress(progress)
-            return progress.num_open
+            return progress.num_left
 
         update = {"pruner": "none", "sampler": "random", "objective": "f1"}
         while replan():

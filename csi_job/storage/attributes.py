@@ -107,9 +107,9 @@ def target_of(attributes: Mapping[str, Any]) -> int | None:
 def target_changes_of(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the latest changes of the target among a study's attributes; none if another program stored others."""
     changes: Any = attributes.get(TARGET_CHANGES)
-    whole = {"token", "more", "total"}
+    required = {"token", "more", "total"}
     is_ours = isinstance(changes, list) and all(
-        isinstance(change, dict) and change.keys() >= whole and count_of(change, "total") is not None
+        isinstance(change, dict) and change.keys() >= required and count_of(change, "total") is not None
         for change in changes
     )
     return changes if is_ours else []

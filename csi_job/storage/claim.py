@@ -38,7 +38,7 @@ class Claim:
 
     lease: Lease
     checkpoint: str | None = None
-    """The promoted checkpoint, relative to the work folder."""
+    """The checkpoint stored with its last epoch, relative to the work folder."""
     from_pause: bool = False
     """Whether the trial was paused, and is now among the best of its rung."""
     pruned: tuple[int, ...] = ()

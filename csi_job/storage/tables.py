@@ -45,5 +45,5 @@ LEASES: Final = sa.Table(
     sa.Column("lease_s", sa.Float(53), nullable=False),
     sa.Column("num_epochs", sa.Integer, nullable=False),  # finished in this attempt
     sa.Column("num_lost", sa.Integer, nullable=False),  # earlier attempts that ended without a finished epoch
-    sa.Column("checkpoint", sa.Text, nullable=True),  # the promoted one, relative to the work folder
+    sa.Column("checkpoint", sa.Text, nullable=True),  # stored with the last epoch; relative to the work folder
 )

@@ -51,10 +51,7 @@ class TrialWrite:
 
 
 def insert_running(connection: Connection, study_id: int, number: int) -> int:
-    """Insert a trial that starts now and return its id; the caller holds the study's lock.
-
-    Its number is the count of trials, which assumes that numbers have no gaps.
-    """
+    """Insert a trial that starts now, with the next number, and return its id; the caller holds the study's lock."""
     return _insert(connection, study_id, number, state_changes(connection, TrialState.RUNNING))
 
 
@@ -67,10 +64,8 @@ def add_trial(connection: Connection, study_id: int, template: FrozenTrial) -> i
     times = {"datetime_start": _utc(template.datetime_start), "datetime_complete": _utc(template.datetime_complete)}
     number = connection.execute(count).scalar_one()
     trial_id = _insert(connection, study_id, number, {"state": template.state, **times})
-    write = TrialWrite(
-        params_to_write(template), template.user_attrs, template.system_attrs, template.intermediate_values
-    )
-    write.values = template.values or ()
+    attributes = template.user_attrs, template.system_attrs
+    write = TrialWrite(params_to_write(template), *attributes, template.intermediate_values, template.values or ())
     write_trial(connection, trial_id, write)
     return trial_id
 

@@ -146,7 +146,7 @@ def check_sqlite_file(path: Path, *, create: bool) -> None:
     if path.exists():  # asked first, since another process may be about to create it
         if path.is_file():
             return
-        # SQLite would wait for the lock of a device without end.
+        # SQLite would wait for the lock of a device forever.
         raise ConfigurationError("the database is not a file", got=str(path), hint="name another in storage.url")
     if not create:
         raise no_database(path)

@@ -31,16 +31,16 @@ def fresh_attempt_folder(folder: Path, attempt: int, uid: str) -> Path:
     return folder
 
 
-def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, attempt: int, uid: str) -> Path | None:
+def find_checkpoint(folder: Path, stored: Path | None, last_epoch: int, *, attempt: int, uid: str) -> Path | None:
     """Find the newest intact checkpoint that matches what is stored of a trial; None: it starts again.
 
     Only those of this study count, or those that name none, as in version 0.1. A checkpoint newer than the stored
-    epochs counts only in the folder of the promoted one or of the previous attempt, which wrote it while the database
+    epochs counts only in the folder of the stored one or of the previous attempt, which wrote it while the database
     was unreachable. One of any other attempt was written without the lease.
 
     Args:
         folder: of all attempts of the trial.
-        promoted: the promoted checkpoint.
+        stored: the checkpoint that the database names.
         last_epoch: the last epoch with a stored value, -1 if there is none.
         attempt: the attempt that resumes.
         uid: of the study.
@@ -48,7 +48,7 @@ def find_checkpoint(folder: Path, promoted: Path | None, last_epoch: int, *, att
     from csi_job.trial.checkpoint import epoch_of, valid_checkpoints  # imports torch
 
     newest = None
-    trusted = {folder / attempt_name(attempt - 1, of) for of in (uid, "")} | {promoted.parent if promoted else None}
+    trusted = {folder / attempt_name(attempt - 1, of) for of in (uid, "")} | {stored.parent if stored else None}
     for place in sorted(_own_attempts(folder, uid), key=_number_of, reverse=True):
         for path in valid_checkpoints(place):
             epoch = epoch_of(path)

@@ -34,7 +34,7 @@ class Progress:
     """How far a confirmation is."""
 
     num_finished: int
-    num_open: int
+    num_left: int
     """Trainings that are waiting or running."""
 
 
@@ -129,10 +129,10 @@ def plan(
         for training in missing:
             attributes = {TRAINING: asdict(training), MAX_EPOCHS: training.max_epochs}
             add_trial(connection, study_id, create_trial(state=TrialState.WAITING, user_attrs=attributes))
-        num_open = len(missing) + sum(not trial.state.is_finished() for trial in present.values())
+        num_left = len(missing) + sum(not trial.state.is_finished() for trial in present.values())
         num_done = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
-        store_target(connection, study_id, num_done + num_open)
+        store_target(connection, study_id, num_done + num_left)
         set_attribute(connection, STUDY_ATTRIBUTES, study_id, PLANNED_FOR, num_searched)
-        return Progress(num_done, num_open)
+        return Progress(num_done, num_left)
 
     return storage.write(transaction)

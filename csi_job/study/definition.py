@@ -26,7 +26,6 @@ from csi_job.storage.attributes import (
     SETTINGS,
     TARGET,
     UID,
-    seed_of,
 )
 from csi_job.storage.engine import lock_schema
 from csi_job.storage.lease import new_token
@@ -189,11 +188,6 @@ def load_study(storage: StudyStorage, name: str) -> optuna.Study:
         names = [name for name in names if not name.endswith(CONFIRMATION)]
         message = "there is no study of this name"
         raise NoStudyError(message, got=name, allowed=names or "none, the storage is empty") from None
-
-
-def study_seed(study: optuna.Study) -> int:
-    """Return the seed that the study was created with."""
-    return seed_of(study.user_attrs)
 
 
 def find_or_create(connection: Connection, definition: Definition) -> tuple[int, dict[str, Any]]:

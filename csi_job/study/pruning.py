@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import sqlalchemy as sa
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
@@ -96,8 +96,8 @@ def bracket_of(study: Study, trial: FrozenTrial, settings: StudySettings) -> int
     return hyperband_bracket(HyperbandPruner(*resources, settings.reduction_factor), study, trial)
 
 
-def is_promoted(study: Study, trial: FrozenTrial, rungs: Rungs) -> bool | None:
-    """Return whether a trial continues past its last epoch's rung; None: it never would, so it is not worth keeping.
+def decide_at_rung(study: Study, trial: FrozenTrial, rungs: Rungs) -> Literal["continue", "pause", "prune"]:
+    """Return what becomes of a trial at its last epoch's rung; one that could never be promoted is not worth keeping.
 
     Read without the study's lock: a claim decides again.
     """
@@ -106,8 +106,8 @@ def is_promoted(study: Study, trial: FrozenTrial, rungs: Rungs) -> bool | None:
     ranked = storage_of(study).read(lambda connection: standings(connection, study_id, [step], rungs))
     own = next((standing for standing in ranked if standing.trial_id == trial_id_of(trial)), None)
     if own is None or own.is_beaten(stored.target_of(study.user_attrs) or 0):
-        return None
-    return own.is_promoted()
+        return "prune"
+    return "continue" if own.is_promoted() else "pause"
 
 
 def median_query(study: Study, step: int) -> sa.Select[Any] | None:

@@ -44,7 +44,7 @@ class Relay(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send a log record, with its named values."""
-        text = logging.Formatter().format(record)
+        text = self.format(record)
         self.send(LOG, record.name, record.levelno, record.created, text, values_of(record))
 
     def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Mapping[str, Any]) -> None:

@@ -86,7 +86,7 @@ def sample_params(
         the trial, and what `suggest` returned for it.
     """
     reseed(study.sampler, derived_seed(seed, lease.number))
-    with storage_of(study).buffered_ask(lease) as draft:
+    with storage_of(study).buffered_ask(lease) as write:
         refresh_trials(study)
         trial = optuna.Trial(study, lease.trial_id)
         params = suggest(trial)
@@ -95,8 +95,8 @@ def sample_params(
             del fixed[MIN_RESOURCE], fixed[REDUCTION_FACTOR]
         if settings.pruner == "hyperband":
             fixed[BRACKET] = bracket_of(study, frozen_trial_of(trial), settings)
-        draft.user_attrs |= {key: value for key, value in fixed.items() if key not in known}
-        draft.user_attrs |= {ATTEMPT: lease.attempt, WORKER: worker_name()}
+        write.user_attrs |= {key: value for key, value in fixed.items() if key not in known}
+        write.user_attrs |= {ATTEMPT: lease.attempt, WORKER: worker_name()}
     return trial, params
 
 

@@ -25,7 +25,7 @@ from csi_job.storage.storage import StudyStorage, storage_of
 from csi_job.storage.trial_rows import TrialWrite, params_to_write
 from csi_job.study.attempts import find_checkpoint, fresh_attempt_folder, keep_newest_checkpoint
 from csi_job.study.heartbeat import Heartbeat
-from csi_job.study.pruning import is_promoted, median_query, rungs_of, should_prune, should_prune_at_cost
+from csi_job.study.pruning import decide_at_rung, median_query, rungs_of, should_prune, should_prune_at_cost
 from csi_job.study.sampling import Suggest, format_params, sample_params
 from csi_job.study.settings import StudySettings
 from csi_job.tracking.wandb import Tracker
@@ -49,7 +49,7 @@ _FINAL_STATES: Final[dict[stored.TrialOutcome, TrialState]] = {
 class RunningTrial(Generic[Params]):
     """A claimed trial: an objective trains it, and calls its hooks.
 
-    The objective calls `epoch_done` (or `report` and `should_prune`) after each epoch and `batch_done` in between, and
+    The objective calls `epoch_done` (or `report` and `end_if_behind`) after each epoch and `batch_done` in between, and
     lets through whatever they raise.
     """
 
@@ -73,7 +73,7 @@ class RunningTrial(Generic[Params]):
     checkpoint_folder: Path = field(init=False)
     """For this attempt's checkpoints, `epoch-<eeee>.pt`."""
     resume_from: Path | None = None
-    promoted: Path | None = None
+    checkpoint: Path | None = None
     """The newest checkpoint on the disk that is stored or about to be; initially `resume_from`."""
     curve: dict[int, float] = field(default_factory=dict)
     """Value of each finished epoch."""
@@ -86,7 +86,7 @@ class RunningTrial(Generic[Params]):
     unsent: TrialWrite = field(default_factory=TrialWrite)
     """What the database does not have yet."""
     saves_checkpoints: bool = False
-    """Whether the training writes checkpoints; then an epoch counts as progress only once one was promoted."""
+    """Whether the training writes checkpoints; then an epoch counts as progress only once one is stored with it."""
     _runs: list[tuple[float, float | None, str]] = field(default_factory=list)
     """Of earlier attempts, if it was paused."""
     _start_s: float = field(default_factory=time.time)
@@ -154,11 +154,11 @@ class RunningTrial(Generic[Params]):
         self._last_passed = max([last, *self.losses])  # the curve may be shorter, after `_reconcile`
         if self.rungs is not None and not self.claim.from_pause:
             self._last_passed -= 1
-        promoted = self.work / self.claim.checkpoint if self.claim.checkpoint else None
-        found = find_checkpoint(folder, promoted, last, attempt=self.attempt, uid=self.lease.uid)
+        stored_one = self.work / self.claim.checkpoint if self.claim.checkpoint else None
+        found = find_checkpoint(folder, stored_one, last, attempt=self.attempt, uid=self.lease.uid)
         if epoch_of(found) != last:
             self._reconcile(found, last)
-        self.resume_from = self.promoted = found
+        self.resume_from = self.checkpoint = found
         first = epoch_of(found) + 2
         self._log(logging.INFO, "resumes at epoch %(epoch)d (attempt %(attempt)d)", epoch=first, attempt=self.attempt)
 
@@ -233,7 +233,7 @@ class RunningTrial(Generic[Params]):
         self._log(logging.WARNING, "continues without checkpoints: %(error)s", error=error)
 
     def report(self, epoch: int, value: float, *, checkpoint: Path | None = None) -> None:
-        """Store the value of an epoch and promote a checkpoint, in one fenced transaction.
+        """Store the value of an epoch with the newest checkpoint, in one fenced transaction.
 
         While the database is unreachable, training continues and the epoch is stored with a later one. A pending
         signal is raised only afterwards, so that it costs no finished epoch.
@@ -253,12 +253,12 @@ class RunningTrial(Generic[Params]):
         else:
             self.unsent.steps[epoch] = value
             frozen_trial_of(self.trial).intermediate_values[epoch] = value
-        self.promoted = checkpoint or self.promoted
+        self.checkpoint = checkpoint or self.checkpoint
         self._store_and_read_median()
         self.check()
 
     def _store_and_read_median(self) -> None:
-        changes: dict[str, Any] = {"num_epochs": self._num_epochs, "checkpoint": self._relative(self.promoted)}
+        changes: dict[str, Any] = {"num_epochs": self._num_epochs, "checkpoint": self._relative(self.checkpoint)}
         query = median_query(self.study, max(self.curve))
         try:
             self._median_row = self.storage.write_trial(self.lease, self.unsent, query, limit_s=0, **changes)
@@ -291,10 +291,10 @@ class RunningTrial(Generic[Params]):
         if self.rungs is not None:
             if epoch + 1 < self.max_epochs and epoch + 1 in self.rungs:
                 trial = frozen_trial_of(self.trial)
-                promoted = is_promoted(self.study, trial, self.rungs)
-                if promoted is False:
+                decision = decide_at_rung(self.study, trial, self.rungs)
+                if decision == "pause":
                     raise TrialPausedError(f"paused after epoch {epoch + 1}")
-                may_continue = promoted is not None
+                may_continue = decision == "continue"
         elif self.has_two_objectives:
             may_continue = self.gflops is None or not should_prune_at_cost(self.study, self.curve, self.gflops)
         else:

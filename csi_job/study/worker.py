@@ -31,14 +31,13 @@ from csi_job.errors import (
     TrialPausedError,
 )
 from csi_job.signals import Stop, listening
-from csi_job.storage.attributes import REJECTED, TrialOutcome
+from csi_job.storage.attributes import REJECTED, TrialOutcome, seed_of
 from csi_job.storage.claim import Claim, ClaimRules, NothingToClaim, claim_trial
 from csi_job.storage.lease import new_token, worker_id
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.rungs import Rungs
 from csi_job.storage.storage import storage_of
 from csi_job.study.attempts import remove_checkpoints, remove_leftover_checkpoints
-from csi_job.study.definition import study_seed
 from csi_job.study.heartbeat import Heartbeat
 from csi_job.study.sampling import Suggest
 from csi_job.study.settings import PAUSING, StudySettings
@@ -140,7 +139,7 @@ class _Worker:
 
     def __post_init__(self) -> None:
         self.storage = storage_of(self.study)
-        self.seed = study_seed(self.study)
+        self.seed = seed_of(self.study.user_attrs)
         self.uid = str(json.loads(self.storage.uid_of(study_id_of(self.study)) or '""'))
         self.worker_id = worker_id()
         settings = self.settings
@@ -188,7 +187,9 @@ class _Worker:
             if seen is None and self.options.waits and claim.running:
                 values = {"running": len(claim.running), "target": claim.target, "nouns": f"{self.options.noun}s"}
                 logger.info("waiting for the last %(running)d of %(target)d %(nouns)s on other workers", values)
-            if self._others_will_finish(claim, seen := claim.running if seen is None else seen):
+            self.summary.num_finished = claim.num_finished
+            seen = claim.running if seen is None else seen
+            if self._others_will_finish(claim, seen):
                 return
             self.stop.wait(min(MAX_POLL_S, self.storage.lease_s / 10) * random.uniform(0.5, 1.0))
         logger.info("time limit of %(limit_s).0f s reached; not starting another trial", {"limit_s": limit_s})
@@ -199,7 +200,6 @@ class _Worker:
         With `options.waits`, only whether none remains.
         """
         running = nothing.running
-        self.summary.num_finished = nothing.num_finished
         if running and self.options.waits:
             return False
         seen |= {id_: at_s for id_, at_s in running.items() if at_s < seen.get(id_, at_s)}  # the clock was set back

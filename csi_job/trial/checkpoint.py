@@ -116,7 +116,7 @@ def save_checkpoint(folder: Path, epoch: int, state: dict[str, Any], cancelled: 
     with explain_os_errors(what, folder, kind=CheckpointWriteError, hint="choose another folder"):
         make_folder(folder)
         with replacing(path, f".{path.name}.{os.getpid()}.tmp") as temporary, temporary.open("wb") as file:
-            _write(file, state, cancelled or threading.Event())
+            _write_hashed(file, state, cancelled or threading.Event())
         for old in _in_order(folder)[:-NUM_KEPT]:
             old.unlink(missing_ok=True)
         for partial in folder.glob(".epoch-*.tmp"):  # left by a killed process: a folder has one writer
@@ -205,7 +205,7 @@ class _HashingFile(io.RawIOBase, IO[bytes]):
         return len(part)
 
 
-def _write(file: IO[bytes], state: dict[str, Any], cancelled: threading.Event) -> None:
+def _write_hashed(file: IO[bytes], state: dict[str, Any], cancelled: threading.Event) -> None:
     hashing = _HashingFile(file, cancelled)
     torch.save(state, hashing)
     if hashing.failure is not None:

@@ -24,9 +24,8 @@ MIN_SIZE_FOR_ALL_PX: Final = 96  # accepted by every architecture, as a test con
 class ZoneClassifier(nn.Module):
     """A backbone with 30 outputs, reshaped to six zones by five classes."""
 
-    def __init__(self, arch: str, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
-        self.arch = arch
         self.backbone = backbone
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
@@ -59,7 +58,7 @@ class Custom1(nn.Sequential):
 def random_model(arch: str) -> ZoneClassifier:
     """Build a model with random weights; raise `ConfigurationError` if there is no such architecture."""
     name = torchvision_name(check_architecture(arch))
-    return ZoneClassifier(arch, Custom1() if name is None else _torchvision_backbone(name))
+    return ZoneClassifier(Custom1() if name is None else _torchvision_backbone(name))
 
 
 def model_to_load(arch: str) -> ZoneClassifier:
@@ -125,11 +124,6 @@ def check_pretrained(pretrained: str, archs: Iterable[str]) -> None:
         load_pretrained(random_model(arch), arch, pretrained)
 
 
-def num_parameters(model: nn.Module) -> int:
-    """Return the number of trainable parameters of a model."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 @functools.cache
 def gflops(arch: str, image_size_px: int) -> float:
     """Return the cost of a forward pass of one image, the same on every machine; counted once per process.
@@ -174,7 +168,7 @@ class _MetaInit(TorchFunctionMode):
 
 
 class _NothingRandom(TorchFunctionMode):
-    """Makes weights 0 that would be drawn; what was in memory could keep `trunc_normal_` drawing without end."""
+    """Zeroes weights instead of sampling them; uninitialised memory could keep `trunc_normal_` resampling forever."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

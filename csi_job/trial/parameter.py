@@ -38,9 +38,9 @@ Scalar = Annotated[int | float | str, BeforeValidator(_a_scalar)]
 Scalars = Annotated[tuple[Scalar, ...], Field(min_length=1), BeforeValidator(_a_list)]
 
 
-def _given(*names: str, **but: Any) -> dict[str, Any]:
-    """Return a JSON schema that requires these fields, and not null; `but` adds to the schema of some."""
-    return {"required": list(names), "properties": {name: {"not": {"type": "null"}} for name in names} | but}
+def _given(*names: str, **extra: Any) -> dict[str, Any]:
+    """Return a JSON schema that requires these fields, and not null; `extra` adds to the schema of some."""
+    return {"required": list(names), "properties": {name: {"not": {"type": "null"}} for name in names} | extra}
 
 
 _ONE_FORM: Final[dict[str, Any]] = {

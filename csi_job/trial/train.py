@@ -28,13 +28,12 @@ from csi_job.radiographs.zones import UNKNOWN
 from csi_job.trial.checkpoint import CheckpointWriter, load_checkpoint
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.memory import choose_device, free_memory, is_compiler_failure, is_out_of_memory
-from csi_job.trial.model import num_parameters
 from csi_job.trial.schedule import EpochResult, Schedule
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.trainer import Trainer
 
 SEED_STRIDE = 1_000_003  # a prime above any number of epochs, so that no two (seed, epoch) share a random state
-MAX_SEED = 2**63
+SEED_MODULUS = 2**63
 NOT_RESUMED = (InfeasibleTrialError, LeaseLostError, CheckpointError)
 
 logger = logging.getLogger(__name__)
@@ -170,7 +169,7 @@ class _Run:
             epochs=tuple(self.results),
             best_state={name: tensor.contiguous() for name, tensor in self.best_state.items()},
             best_pred_NZ=self.best_pred_NZ,
-            num_parameters=num_parameters(self.trainer.model),
+            num_parameters=sum(weight.numel() for weight in self.trainer.model.parameters()),
             gflops=self.trainer.gflops,
             micro_batch=self.trainer.micro_batches.size,
         )
@@ -178,7 +177,7 @@ class _Run:
     def _epoch(self) -> tuple[EpochResult, Tensor, dict[str, Any]]:
         epoch, start = len(self.results), time.perf_counter()
         train_loss = self.trainer.train_epoch(
-            (self.seed * SEED_STRIDE + epoch) % MAX_SEED,
+            (self.seed * SEED_STRIDE + epoch) % SEED_MODULUS,
             lambda step, num_steps: self.schedule.step_rate(epoch, step, num_steps),
             self.hooks.batch_done,
         )

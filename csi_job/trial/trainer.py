@@ -86,10 +86,10 @@ class Trainer:
         self.graphs = Graphs(device, self.augmentation, enabled=settings.cuda_graphs)
         shape = params.model_arch, train.images_NHW.shape[-1], device
         self.micro_batches = self.validation_batches = MicroBatches(params.batch_size, self._relieve, shape)
-        self.validation_batch = params.batch_size
+        self.validation_batch_size = params.batch_size
         if device.type == "cuda":
-            self.validation_batch *= VALIDATION_FACTOR
-            self.validation_batches = MicroBatches(self.validation_batch, self._relieve, (*shape, "validation"))
+            self.validation_batch_size *= VALIDATION_FACTOR
+            self.validation_batches = MicroBatches(self.validation_batch_size, self._relieve, (*shape, "validation"))
 
     def _relieve(self) -> bool:
         """Free what only saves time: the data, then the recorded graphs, which save more; return whether there was any.
@@ -177,7 +177,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         predicted: list[Tensor] = []
         order_N = torch.arange(num_images, device=self.validation_data.images_NHW.device)
-        batches = torch.split(order_N, self.validation_batch)
+        batches = torch.split(order_N, self.validation_batch_size)
         with closing(self._fetch(lambda: self.validation_data, batches)) as fetched:
             for batch in fetched:
                 loss, pred_BZ = self.graphs.call(self._validate_batch, *batch)

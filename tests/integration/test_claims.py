@@ -53,11 +53,11 @@ def test_an_orphan_comes_first_then_the_waiting_then_new_ones(storage):
         enqueue_trial(study, SPACE, {"unknown_weight": x})
     with storage.engine.begin() as connection:  # PostgreSQL then reads this row after the other
         connection.execute(sa.update(TRIALS).where(TRIALS.c.number == 1).values(number=1))
-    storage.write_trial(first.lease, TrialWrite(), checkpoint="the promoted one")
+    storage.write_trial(first.lease, TrialWrite(), checkpoint="the stored one")
     expire(storage, first.lease)
     outcome = claim(study)
     assert (first.taken_over, outcome.taken_over) == (False, True)
-    assert (first.checkpoint, outcome.checkpoint) == (None, "the promoted one")
+    assert (first.checkpoint, outcome.checkpoint) == (None, "the stored one")
     assert (outcome.lease.number, outcome.lease.attempt) == (first.lease.number, 2)
     assert [leased(study).number for _ in range(3)] == [1, 2, 3]  # two enqueued ones, a new one
 

@@ -14,7 +14,7 @@ from PIL import Image
 from csi_job.cache import build, digest_index
 from csi_job.cache.build import build_cache, ensure_cache
 from csi_job.cache.dataset import Cache
-from csi_job.cache.key import find_cache, find_source, read_images
+from csi_job.cache.key import digest_images, find_cache, find_source
 from csi_job.cache.manifest import load_info, verify_cache
 from csi_job.errors import ConfigurationError, CsiJobError, DataError
 from csi_job.radiographs.read import find_images, read_radiograph
@@ -63,7 +63,7 @@ def test_a_warm_cache_is_returned_without_decoding_or_digesting(copied, cache, t
 def test_a_new_cache_takes_one_reading_of_each_image(radiographs, cache, tmp_path, monkeypatch):
     root = WorkFolder(tmp_path / "read").caches
     root.mkdir(parents=True)
-    expected = read_images(find_source(radiographs, cache, tmp_path / "read"), radiographs, cache, tmp_path / "read")
+    expected = digest_images(find_source(radiographs, cache, tmp_path / "read"), radiographs, cache, tmp_path / "read")
     monkeypatch.setattr(digest_index, "_digest_image", lambda path: pytest.fail(f"{path} was read to be digested"))
     monkeypatch.setattr(digest_index, "_SETTLED_NS", -1_000_000_000)
     assert build_cache(radiographs, cache, tmp_path).name == expected.key

@@ -28,23 +28,23 @@ def make_unreadable(path):
 
 
 @pytest.mark.parametrize("damage", [tear, make_unreadable])
-def test_a_trial_resumes_from_the_promoted_checkpoint_or_if_it_is_damaged_the_one_before(tmp_path, damage, caplog):
+def test_a_trial_resumes_from_the_stored_checkpoint_or_if_it_is_damaged_the_one_before(tmp_path, damage, caplog):
     _, earlier = attempt(tmp_path, 9, 0, 2)
-    before, promoted = attempt(tmp_path, 10, 2, 3)
+    before, stored = attempt(tmp_path, 10, 2, 3)
     (tmp_path / "attempt-of-another-program").mkdir()
-    for expected, epoch in ((promoted, 3), (before, 2), (earlier, 2)):
-        assert attempts.find_checkpoint(tmp_path, promoted, epoch, attempt=11, uid=UID) == expected
+    for expected, epoch in ((stored, 3), (before, 2), (earlier, 2)):
+        assert attempts.find_checkpoint(tmp_path, stored, epoch, attempt=11, uid=UID) == expected
         damage(expected)
-    assert (f"{promoted} cannot be read (Is a directory)" in caplog.text) == (damage is make_unreadable)
+    assert (f"{stored} cannot be read (Is a directory)" in caplog.text) == (damage is make_unreadable)
 
 
 def test_a_folder_that_cannot_be_listed_leaves_those_of_earlier_attempts(tmp_path, caplog):
     *_, older = attempt(tmp_path, 1, 0, 1)
-    *_, promoted = attempt(tmp_path, 2, 2, 3)
-    shutil.rmtree(promoted.parent)
-    promoted.parent.touch()
-    assert attempts.find_checkpoint(tmp_path, promoted, 3, attempt=3, uid=UID) == older
-    assert caplog.messages == [f"the checkpoints in {promoted.parent} cannot be read (Not a directory)"]
+    *_, stored = attempt(tmp_path, 2, 2, 3)
+    shutil.rmtree(stored.parent)
+    stored.parent.touch()
+    assert attempts.find_checkpoint(tmp_path, stored, 3, attempt=3, uid=UID) == older
+    assert caplog.messages == [f"the checkpoints in {stored.parent} cannot be read (Not a directory)"]
 
 
 def test_attempts_that_cannot_be_listed_are_not_taken_for_none(tmp_path):
@@ -54,10 +54,10 @@ def test_attempts_that_cannot_be_listed_are_not_taken_for_none(tmp_path):
     assert attempts.find_checkpoint(tmp_path / "trial-8", None, 3, attempt=3, uid=UID) is None
 
 
-def test_a_newer_one_of_the_promoted_attempt_counts_but_no_other(tmp_path):
-    _, promoted, newer = attempt(tmp_path, 2, 2, 3, 4)
+def test_a_newer_one_of_the_stored_attempt_counts_but_no_other(tmp_path):
+    _, stored, newer = attempt(tmp_path, 2, 2, 3, 4)
     attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
-    assert attempts.find_checkpoint(tmp_path, promoted, 3, attempt=4, uid=UID) == newer
+    assert attempts.find_checkpoint(tmp_path, stored, 3, attempt=4, uid=UID) == newer
 
 
 def test_the_previous_attempt_is_resumed_even_if_it_stored_nothing(tmp_path):

@@ -8,7 +8,7 @@ from csi_job.errors import ConfigurationError
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import open_storage
 from csi_job.storage.study_rows import NUM_CHANGES_KEPT
-from csi_job.study.definition import check_same, load_study, study_seed
+from csi_job.study.definition import check_same, load_study
 from csi_job.study.settings import StudySettings
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
@@ -112,9 +112,9 @@ def test_what_knows_one_objective_is_refused_before_the_study_is_made(storage, g
 
 
 def test_another_seed_is_ignored_with_a_warning(study, storage, caplog):
-    assert study_seed(define(storage, seed=7)) == 42
+    again = define(storage, seed=7)
     assert "created with seed 42; using that seed" in caplog.text
-    assert study.user_attrs["seed"] == 42
+    assert again.user_attrs["seed"] == study.user_attrs["seed"] == 42
 
 
 def test_a_study_of_another_program_is_refused(storage):

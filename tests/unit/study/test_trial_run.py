@@ -49,7 +49,7 @@ def test_only_a_lost_gpu_ends_the_worker():
         check_device(RuntimeError("CUDA error: device-side assert triggered"))
 
 
-def test_an_attempt_makes_progress_once_its_checkpoint_is_promoted_and_passes_no_epoch_twice(
+def test_an_attempt_makes_progress_once_its_checkpoint_is_stored_and_passes_no_epoch_twice(
     storage, tmp_path, monkeypatch
 ):
     study = define(storage, num_trials=1)
