@@ -161,7 +161,7 @@ def test_a_write_that_failed_does_not_keep_the_state_in_memory(tmp_path, failing
             checkpoint.save_checkpoint(tmp_path, 1, {"weight": tensor}, cancelled)
     else:
         with Path("/dev/full").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-            checkpoint._write(file, {"weight": tensor}, cancelled)
+            checkpoint._write_hashed(file, {"weight": tensor}, cancelled)
     del tensor
     gc.collect()
     assert memory() is None
