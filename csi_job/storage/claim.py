@@ -26,7 +26,7 @@ from csi_job.storage.rungs import Rungs, count_epochs, has_complete, prune_pause
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.study_rows import store_target
 from csi_job.storage.tables import LEASES, STUDY_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
-from csi_job.storage.trial_rows import TrialWrite, insert_running, set_state, write_trial
+from csi_job.storage.trial_rows import TrialWrite, insert_running, set_state, write_rows
 
 logger = logging.getLogger(__name__)
 RELEASE_S: Final = 10.0  # of waiting for the database, well within a pod's grace period (60 s in the chart)
@@ -223,7 +223,7 @@ class _ClaimTransaction:
         return Claim(self._lease(row.trial_id, row.number, attempt), row.checkpoint)
 
     def _lease(self, trial_id: int, number: int, attempt: int) -> Lease:
-        return Lease(trial_id, number, self.token, attempt, self.storage.uid_of(self.study_id))
+        return Lease(trial_id, number, self.token, attempt, self.storage.stored_uid_of(self.study_id))
 
     def _start(self, connection: Connection, trial_id: int, number: int) -> Claim:
         self._create_lease(connection, trial_id, attempt=1)
@@ -235,7 +235,7 @@ class _ClaimTransaction:
             return False
         if self._take_lease(connection, row, attempt=row.attempt):
             reason = f"no epoch finished in {num_lost} attempts in a row; the workers died or stalled"
-            write_trial(connection, row.trial_id, TrialWrite(user_attrs={REASON: reason}, state=TrialState.FAIL))
+            write_rows(connection, row.trial_id, TrialWrite(user_attrs={REASON: reason}, state=TrialState.FAIL))
             logger.warning("trial %(trial)d failed: %(reason)s", {"trial": row.number, "reason": reason})
         return True
 
@@ -346,7 +346,7 @@ def cancel_excess(connection: Connection, study_id: int, counts: Counts) -> Coun
     reason = f"cancelled while waiting: beyond the study's total of {counts.target}"
     for row in rows:
         write = TrialWrite(user_attrs={CANCELLED: True, REASON: reason}, state=TrialState.FAIL)
-        write_trial(connection, row.trial_id, write)
+        write_rows(connection, row.trial_id, write)
     values = {"target": counts.target, "trials": ", ".join(str(row.number) for row in reversed(rows))}
     logger.warning("cancelled waiting trials beyond the study's total of %(target)d: %(trials)s", values)
     return replace(counts, num_waiting=counts.num_waiting - excess)

@@ -101,7 +101,7 @@ class Database(OptunaStorage):
         self._uids[found.study_id] = found.uid
         return int(found.study_id)
 
-    def uid_of(self, study_id: int) -> str | None:
+    def stored_uid_of(self, study_id: int) -> str | None:
         """Return the uid of a study that this object has opened by name, as stored."""
         return self._uids.get(study_id)
 
@@ -112,9 +112,9 @@ class Database(OptunaStorage):
             NoStudyError: the study that was opened under this id was deleted.
             KeyError: there is none, and none was opened, or this object deleted it.
         """
-        if lock_study(connection, study_id, self.uid_of(study_id)):
+        if lock_study(connection, study_id, self.stored_uid_of(study_id)):
             return
-        if not self.uid_of(study_id):
+        if not self.stored_uid_of(study_id):
             raise KeyError(study_id)
         raise study_deleted()
 
@@ -124,7 +124,7 @@ class Database(OptunaStorage):
 
         def transaction(connection: Connection) -> None:
             nonlocal deleted
-            if deleted and not lock_study(connection, study_id, self.uid_of(study_id)):
+            if deleted and not lock_study(connection, study_id, self.stored_uid_of(study_id)):
                 return  # an earlier try committed, and only the reply was lost
             self.lock(connection, study_id)
             other = None if beside is None else find_study(connection, beside)
@@ -148,7 +148,7 @@ class Database(OptunaStorage):
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the user attributes of a study; raise as `lock` does if it was deleted."""
         attributes = self.read(lambda connection: stored_attributes(connection, study_id))
-        uid = self.uid_of(study_id)
+        uid = self.stored_uid_of(study_id)
         if uid and json.dumps(attributes.get(UID)) != uid:
             raise study_deleted()
         if not attributes:

@@ -20,7 +20,7 @@ from csi_job.storage.attributes import PAUSED
 from csi_job.storage.engine import now_s, on_conflict_update, server_start_s
 from csi_job.storage.study_rows import has_uid
 from csi_job.storage.tables import LEASES, TRIALS, USER_ATTRIBUTES
-from csi_job.storage.trial_rows import TrialWrite, child_rows, state_changes, write_trial
+from csi_job.storage.trial_rows import TrialWrite, child_rows, state_changes, write_rows
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql
@@ -38,8 +38,8 @@ class Lease:
     number: int
     token: str
     attempt: int
-    study_uid: str | None = None
-    """The study's uid, as stored."""
+    stored_uid: str | None = None
+    """The study's uid, as JSON."""
     num_epochs: int = 0
     lost: bool = field(default=False, repr=False)
     """Whether a write or a renewal has found that another worker has the trial."""
@@ -47,7 +47,7 @@ class Lease:
     @property
     def uid(self) -> str:
         """The study's uid, empty if it has none."""
-        return str(json.loads(self.study_uid)) if self.study_uid else ""
+        return str(json.loads(self.stored_uid)) if self.stored_uid else ""
 
     def lost_error(self) -> LeaseLostError:
         """Return the error of a worker that has lost this lease."""
@@ -184,7 +184,7 @@ def write_fenced(
     """
     if connection.dialect.name == "sqlite":
         fence(connection, lease, **changes)
-        write_trial(connection, lease.trial_id, write)
+        write_rows(connection, lease.trial_id, write)
         return None if query is None else connection.execute(query).one()
     row = connection.execute(_fenced_statement(connection, lease, write, changes, query)).one()
     if row[0] != 1:
@@ -195,7 +195,7 @@ def write_fenced(
 def is_finished_under(connection: Connection, lease: Lease, state: TrialState | None) -> bool:
     """Return whether a trial has this final state, written under this exact lease; no trial has None."""
     query = sa.select(TRIALS.c.trial_id).join(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
-    mine = query.where(_mine(lease), TRIALS.c.state == state, has_uid(TRIALS.c.study_id, lease.study_uid))
+    mine = query.where(_mine(lease), TRIALS.c.state == state, has_uid(TRIALS.c.study_id, lease.stored_uid))
     return connection.execute(mine).first() is not None
 
 
@@ -220,7 +220,7 @@ def _fenced_statement(
 def _renewal(connection: Connection, lease: Lease, changes: dict[str, Any]) -> sa.Update:
     is_running = sa.and_(TRIALS.c.trial_id == lease.trial_id, TRIALS.c.state == TrialState.RUNNING)
     # A trial of a deleted study may have left its lease behind, and SQLite gives its id to another.
-    running = sa.select(TRIALS.c.trial_id).where(is_running, has_uid(TRIALS.c.study_id, lease.study_uid)).exists()
+    running = sa.select(TRIALS.c.trial_id).where(is_running, has_uid(TRIALS.c.study_id, lease.stored_uid)).exists()
     return sa.update(LEASES).where(_mine(lease), running).values(**({"renewed_at_s": now_s(connection)} | changes))
 
 

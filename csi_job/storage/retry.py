@@ -90,17 +90,20 @@ class ErrorKind(enum.Enum):
     """The error does not come from the database."""
 
 
+SQLITE_KINDS: Final = {
+    **dict.fromkeys(SQLITE_BUSY, ErrorKind.BUSY),
+    **dict.fromkeys(SQLITE_UNREACHABLE, ErrorKind.UNREACHABLE),
+    **dict.fromkeys(SQLITE_REJECTED, ErrorKind.REJECTED),
+}
+
+
 def classify(error: BaseException) -> ErrorKind:
     """Classify an error of SQLAlchemy, Optuna or a driver."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         return classify(error.__cause__)
-    if isinstance(error, sqlalchemy.exc.TimeoutError):  # of the connection pool
-        return ErrorKind.BUSY
     original = _driver_error(error)
     if isinstance(original, sqlite3.Error):
-        kinds = {**dict.fromkeys(SQLITE_BUSY, ErrorKind.BUSY), **dict.fromkeys(SQLITE_REJECTED, ErrorKind.REJECTED)}
-        kinds |= dict.fromkeys(SQLITE_UNREACHABLE, ErrorKind.UNREACHABLE)
-        return kinds.get(_sqlite_code(original), ErrorKind.NOT_DATABASE)
+        return SQLITE_KINDS.get(_sqlite_code(original), ErrorKind.NOT_DATABASE)
     driver = sys.modules.get("psycopg2")  # which the first connection to PostgreSQL imports
     if driver is not None and isinstance(original, driver.Error):
         return _classify_postgres(original)

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from csi_job.storage.attributes import BRACKET, CONSTRAINT, COUNTS, CURVE, MIN_RESOURCE, REASON, REDUCTION_FACTOR
 from csi_job.storage.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
-from csi_job.storage.trial_rows import TrialWrite, write_trial
+from csi_job.storage.trial_rows import TrialWrite, write_rows
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def prune_paused(connection: Connection, pruned: Iterable[Standing]) -> None:
     for standing in pruned:
         reason = f"paused after epoch {standing.step + 1}, where others were better"
         write = TrialWrite(user_attrs={REASON: reason}, values=[standing.last_value], state=TrialState.PRUNED)
-        write_trial(connection, standing.trial_id, write)
+        write_rows(connection, standing.trial_id, write)
 
 
 def has_complete(connection: Connection, study_id: int) -> bool:

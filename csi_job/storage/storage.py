@@ -5,7 +5,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from csi_job.errors import CsiJobError, LeaseLostError
 from csi_job.storage.database import Database, read_only
 from csi_job.storage.lease import RELEASED_AT_S, Lease, fence, is_finished_under, write_fenced
 from csi_job.storage.optuna_private import OptunaStorage, backend_of, trial_id_of
-from csi_job.storage.retry import RetryPolicy, call_at_start
+from csi_job.storage.retry import call_at_start
 from csi_job.storage.schema import check_schema, create_schema
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.tables import TRIALS
@@ -30,7 +30,7 @@ from csi_job.storage.trial_rows import (
     read_trials,
     remove_steps,
     stored_distribution,
-    write_trial,
+    write_rows,
 )
 from csi_job.storage.url import Address, check_sqlite_file, database_address
 
@@ -56,6 +56,8 @@ class StudyStorage(Database):
     - a trial starts running only by `claim_trial`; creating a running one, or setting one to running, is a
       `CsiJobError`;
     - an outage is waited out (`retry`).
+
+    Optuna calls some methods by private names (`optuna_private.OptunaStorage`).
     """
 
     def __init__(self, address: Address, *, lease_s: float, outage_s: float) -> None:
@@ -91,9 +93,12 @@ class StudyStorage(Database):
         with _marking_loss(lease):
             self.write(lambda connection: fence(connection, lease, unless_released=True), limit_s=0, check=False)
 
-    def release(self, lease: Lease, write: TrialWrite, *, limit_s: float) -> None:
-        """Write to a trial and free it for the next worker; the attempt does not count as lost."""
-        self.write_trial(lease, write, limit_s=limit_s, check=False, renewed_at_s=RELEASED_AT_S)
+    def release(self, lease: Lease, write: TrialWrite, *, limit_s: float | None = None) -> None:
+        """Write to a trial and free it for the next worker; the attempt does not count as lost.
+
+        Retries for `limit_s` whatever signals come, or without it as `write_trial` does.
+        """
+        self.write_trial(lease, write, limit_s=limit_s, check=limit_s is None, renewed_at_s=RELEASED_AT_S)
 
     def write_trial(
         self,
@@ -130,12 +135,12 @@ class StudyStorage(Database):
             return self.retry.call(transaction, limit_s=limit_s, check=check, writes=True)
 
     def rewrite_steps(self, lease: Lease, num_kept: int, write: TrialWrite, checkpoint: str | None) -> None:
-        """Keep only a trial's first intermediate values, write others, and change its promoted checkpoint."""
+        """Keep only a trial's first intermediate values, write others, and change the checkpoint stored with it."""
 
         def transaction(connection: Connection) -> None:
             fence(connection, lease, checkpoint=checkpoint)
             remove_steps(connection, lease.trial_id, num_kept)
-            write_trial(connection, lease.trial_id, write)
+            write_rows(connection, lease.trial_id, write)
 
         with _marking_loss(lease):
             self.write(transaction)
@@ -294,7 +299,7 @@ def open_storage(settings: StorageSettings, work: Path, *, create: bool) -> Stud
         check_sqlite_file(file, create=create)
     storage = StudyStorage(address, lease_s=settings.lease_s, outage_s=settings.outage_s)
     storage.retry.has_written = not settings.create_tables  # workers that join a study know that it can be written
-    policy = RetryPolicy(f"the database {address}", settings.connect_s, has_written=not settings.create_tables)
+    policy = replace(storage.retry, limit_s=settings.connect_s)
     call = functools.partial(call_at_start, policy=policy, file=file) if settings.create_tables else policy.call
     try:
         if create:

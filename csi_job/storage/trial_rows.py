@@ -66,7 +66,7 @@ def add_trial(connection: Connection, study_id: int, template: FrozenTrial) -> i
     trial_id = _insert(connection, study_id, number, {"state": template.state, **times})
     attributes = template.user_attrs, template.system_attrs
     write = TrialWrite(params_to_write(template), *attributes, template.intermediate_values, template.values or ())
-    write_trial(connection, trial_id, write)
+    write_rows(connection, trial_id, write)
     return trial_id
 
 
@@ -86,7 +86,7 @@ def _utc(local: datetime | None) -> datetime | None:
     return None if local is None else local.astimezone(UTC).replace(tzinfo=None)
 
 
-def write_trial(connection: Connection, trial_id: int, write: TrialWrite) -> None:
+def write_rows(connection: Connection, trial_id: int, write: TrialWrite) -> None:
     """Write the rows of one trial; the caller has checked that it may."""
     for table, rows, keys in child_rows(trial_id, write):
         upsert(connection, table, rows, keys)

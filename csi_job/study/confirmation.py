@@ -20,7 +20,7 @@ from csi_job.storage.optuna_private import study_id_of, trial_id_of
 from csi_job.storage.storage import storage_of
 from csi_job.storage.study_rows import find_study, set_attribute, store_target, stored_attributes
 from csi_job.storage.tables import STUDY_ATTRIBUTES
-from csi_job.storage.trial_rows import TrialWrite, add_trial, read_trials, write_trial
+from csi_job.storage.trial_rows import TrialWrite, add_trial, read_trials, write_rows
 from csi_job.study.definition import insert_study, load_study
 from csi_job.work_folder import CONFIRMATION
 
@@ -124,7 +124,7 @@ def plan(
         for key in [key for key, trial in present.items() if trial.state is TrialState.WAITING and key not in wanted]:
             attributes = {CANCELLED: True, REASON: "it can no longer change which candidate wins"}
             write = TrialWrite(user_attrs=attributes, state=TrialState.FAIL)
-            write_trial(connection, trial_id_of(present.pop(key)), write)
+            write_rows(connection, trial_id_of(present.pop(key)), write)
         missing = [training for key, training in wanted.items() if key not in present]
         for training in missing:
             attributes = {TRAINING: asdict(training), MAX_EPOCHS: training.max_epochs}

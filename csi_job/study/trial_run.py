@@ -18,7 +18,7 @@ from csi_job.errors import CheckpointWriteError, CsiJobError, StalledError, Stor
 from csi_job.signals import Stop
 from csi_job.storage import attributes as stored
 from csi_job.storage.claim import RELEASE_S, Claim
-from csi_job.storage.lease import RELEASED_AT_S, Lease, worker_name
+from csi_job.storage.lease import Lease, worker_name
 from csi_job.storage.optuna_private import frozen_trial_of
 from csi_job.storage.rungs import Rungs
 from csi_job.storage.storage import StudyStorage, storage_of
@@ -331,7 +331,7 @@ class RunningTrial(Generic[Params]):
         """Let the trial wait, with one checkpoint, until a claim promotes or prunes it."""
         keep_newest_checkpoint(self.checkpoint_folder, max(self.curve))
         self.unsent.user_attrs |= self.attributes | {stored.PAUSED: self.attempt} | self._runs_until(time.time())
-        self.storage.write_trial(self.lease, self.unsent, renewed_at_s=RELEASED_AT_S)
+        self.storage.release(self.lease, self.unsent)
         value = self.curve[max(self.curve)]
         self._log(logging.INFO, "paused after epoch %(epoch)d at %(value).4f", epoch=len(self.curve), value=value)
 

@@ -140,7 +140,7 @@ class _Worker:
     def __post_init__(self) -> None:
         self.storage = storage_of(self.study)
         self.seed = seed_of(self.study.user_attrs)
-        self.uid = str(json.loads(self.storage.uid_of(study_id_of(self.study)) or '""'))
+        self.uid = str(json.loads(self.storage.stored_uid_of(study_id_of(self.study)) or '""'))
         self.worker_id = worker_id()
         settings = self.settings
         self.rules = ClaimRules(

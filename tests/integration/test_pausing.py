@@ -337,7 +337,7 @@ def test_a_pause_survives_a_signal_while_it_is_stored(storage, tmp_path, monkeyp
     write_trial = storage.write_trial
 
     def interrupted(lease, write, *args, **changes):
-        if PAUSED in write.user_attrs and "limit_s" not in changes:
+        if PAUSED in write.user_attrs and changes.get("limit_s") is None:
             raise StopRequestedError(15)
         return write_trial(lease, write, *args, **changes)
 

@@ -13,7 +13,7 @@ from csi_job.storage.lease import Lease, new_token, worker_id
 from csi_job.storage.optuna_private import trial_id_of
 from csi_job.storage.storage import StudyStorage, open_storage
 from csi_job.storage.tables import LEASES
-from csi_job.storage.trial_rows import add_trial, set_state, write_trial
+from csi_job.storage.trial_rows import add_trial, set_state, write_rows
 from tests.support.studies import define, leased, storage_settings
 
 WITHOUT_A_LEASE = {
@@ -65,7 +65,7 @@ class LeasedStorage(StudyStorage):
 
     def _write_or_buffer(self, trial_id, write):
         if self.get_trial(trial_id).state is TrialState.WAITING:
-            self.write(lambda connection: write_trial(connection, trial_id, write))
+            self.write(lambda connection: write_rows(connection, trial_id, write))
         else:
             super()._write_or_buffer(trial_id, write)
 

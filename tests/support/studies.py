@@ -21,7 +21,7 @@ from csi_job.errors import CsiJobError, StopRequestedError
 from csi_job.logs import set_up_logging
 from csi_job.storage.attributes import PAUSED
 from csi_job.storage.claim import Claim, ClaimRules, Counts, NothingToClaim, claim_trial, count_trials
-from csi_job.storage.lease import RELEASED_AT_S, Lease, new_token, worker_id
+from csi_job.storage.lease import Lease, new_token, worker_id
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage, storage_of
@@ -152,7 +152,7 @@ def leased(study: optuna.Study, **options: Any) -> Lease:
 def pause(storage: StudyStorage, lease: Lease, *values: float) -> None:
     """Pause a trial with the values of its epochs."""
     write = TrialWrite(steps=dict(enumerate(values)), user_attrs={PAUSED: lease.attempt, "attempt": lease.attempt})
-    storage.write_trial(lease, write, renewed_at_s=RELEASED_AT_S)
+    storage.release(lease, write)
 
 
 class Worker(Process):

@@ -77,7 +77,7 @@ def test_a_worker_of_a_deleted_study_of_the_same_name_is_not_resumed(tmp_path):
 
 @pytest.mark.parametrize(("stored", "uid"), [(json.dumps(UID), UID), (None, "")])
 def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path, stored, uid):
-    assert Lease(1, 0, new_token(), attempt=2, study_uid=stored).uid == uid
+    assert Lease(1, 0, new_token(), attempt=2, stored_uid=stored).uid == uid
     *_, newest = attempt(tmp_path, 1, 0, 1, uid="")
     assert newest.parent.name == "attempt-1"
     assert attempts.find_checkpoint(tmp_path, None, 0, attempt=2, uid=uid) == newest
