@@ -192,7 +192,7 @@ class _Leader:
             return True
         jobs = [job for job in unfinished_searches(self._cluster, release) if not is_paused(job)]
         for job in jobs:
-            self.wait(failure, f"until that is corrected, Job {job['metadata']['name']} goes on within its budget")
+            self.wait(failure, f"until that is corrected, Job {job['metadata']['name']} continues within its budget")
         return not jobs
 
     def _has_exhausted(self, release: Release) -> bool:

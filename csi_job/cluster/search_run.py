@@ -1,4 +1,4 @@
-"""The search stage: any number of pods on one study; only the controller ends it."""
+"""The search stage: any number of pods on one study; it ends when they find nothing left, or by the budget."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final

@@ -85,8 +85,10 @@ class StageRun:
         own = [job for job in jobs if get_annotation(job, DIGEST) == self.stage.digest]
         if not own and self.release.done.get(self.stage.name) == self.stage.digest:
             stays_done = self.stays_done()
-            if stays_done is not False:
-                return stays_done or False
+            if stays_done is None:
+                return False
+            if stays_done:
+                return True
         if not own:
             if self._last:  # everything is logged again, but only once while it is being deleted
                 self._logged.clear()
@@ -340,7 +342,7 @@ class CacheRun(StageRun):
     def _hold_search(self, queue: str = "") -> None:
         """Let the pods of a search of earlier settings, in this queue if any, hand over until the stage is done.
 
-        One in another queue goes on, even where both draw on the same ClusterQueue: its quota can't be read here.
+        One in another queue continues, even where both draw on the same ClusterQueue: its quota can't be read here.
         """
         for job in self.cluster.jobs(self.release.search.labels):
             is_in_the_way = not queue or job["metadata"]["labels"].get(QUEUE) == queue

@@ -115,9 +115,8 @@ def test_a_rejected_upgrade_leaves_a_search_of_earlier_settings_to_its_end_or_th
     assert is_paused(job) is is_exhausted
     says = 'cache: spec.tolerations[0]: "Exist"; correct it with helm upgrade'
     assert [one["reason"] for one in namespace.find("Event")][-2:] == ["Waiting", "Failed"]
-    assert (
-        caplog.messages.count(f"{says}; until that is corrected, Job r-search-bbbbbbbb goes on within its budget") == 1
-    )
+    line = f"{says}; until that is corrected, Job r-search-bbbbbbbb continues within its budget"
+    assert caplog.messages.count(line) == 1
     assert ("the budget of 1 hours is exhausted" in caplog.text) is is_exhausted
 
 
