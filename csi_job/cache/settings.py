@@ -20,7 +20,7 @@ class CacheSettings(Section):
     """Width and height of the model's input images, in pixels."""
     normalisation: Normalisation = "medical"
     """Pixel normalisation; `medical`: mean 0.5, std 0.5; `imagenet`: ImageNet's mean and std."""
-    num_workers: int = Field(default=0, ge=0)
+    num_workers: int = Field(default=0, ge=0, le=1024)
     """Image-decoding processes; 0: one per core."""
     local_copy_gib: float = Field(default=0.0, ge=0)
     """GiB that a copy of the images for training may take in the temporary folder (TMPDIR) of the node; 0: none. It

@@ -25,6 +25,7 @@ _MAX_IMAGES_PER_PATIENT = 3
 _WIDTH_TO_HEIGHT = (0.85, 1.1)
 _ZONE_SHIFTS = (-0.45, -0.45, 0.0, 0.0, 0.4, 0.4)  # fluid sinks: lower zones are scored higher
 _PATIENT_SEVERITY = (0.05, 3.0)
+_MAX_NUM_IMAGES = 1_000_000  # their scores are drawn at once, in memory
 _VISIT_SPREAD, _SIDE_SPREAD, _ZONE_SPREAD = 0.35, 0.35, 0.5  # of the scores around the patient's severity
 
 
@@ -37,11 +38,12 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
     of several processes one draws, and the others wait for it.
 
     Raises:
-        ConfigurationError: fewer than one image, impossible sizes, or a folder with another label table.
+        ConfigurationError: no image, more than a million, impossible sizes, or a folder with another label table.
         DataError: the folder cannot be written.
     """
-    if num_images < 1:
-        raise ConfigurationError("too few phantoms", got=num_images, allowed="at least 1")
+    if not 1 <= num_images <= _MAX_NUM_IMAGES:
+        what = "too few phantoms" if num_images < 1 else "too many phantoms"
+        raise ConfigurationError(what, got=num_images, allowed=f"1 to {_MAX_NUM_IMAGES}")
     if not _MIN_SIDE_PX <= side_px[0] <= side_px[1]:
         raise ConfigurationError("invalid side_px", got=side_px, allowed=f"{_MIN_SIDE_PX} <= smallest <= largest")
     recipe = {"version": csi_job.__version__, "num_images": num_images, "seed": seed, "side_px": list(side_px)}

@@ -136,9 +136,10 @@ def test_few_phantoms_can_be_drawn(tmp_path, num_images):
     assert len(list((tmp_path / "images").iterdir())) == num_images
 
 
-def test_impossible_sizes_are_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="too few phantoms, got 0"):
-        write_phantoms(tmp_path, 0, seed=0)
+def test_impossible_numbers_and_sizes_are_refused(tmp_path):
+    for num_images, words in ((0, "too few phantoms, got 0"), (10**9, "too many phantoms, got 1000000000")):
+        with pytest.raises(ConfigurationError, match=words):
+            write_phantoms(tmp_path, num_images, seed=0)
     with pytest.raises(ConfigurationError, match="invalid side_px"):
         write_phantoms(tmp_path, 1, seed=0, side_px=(300, 200))
 
