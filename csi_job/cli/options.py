@@ -80,7 +80,7 @@ class PathType(click.Path):
 
 
 class SecondsType(click.FloatRange):
-    """A wait of at most a day; NaN, which is below nothing, is none."""
+    """A wait of at most a day; NaN, which passes every range check, is rejected."""
 
     def __init__(self, shortest_s: float) -> None:
         """Take the shortest wait."""
@@ -245,16 +245,17 @@ class _SettingOption(click.Option):
     """A flag for a setting; its help is put together only where it is shown."""
 
     def __init__(self, *args: Any, path: str, default_text: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         self._path, self._default_text = path, default_text
+        super().__init__(*args, **kwargs)
 
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+    def _help(self) -> str:
         section, name = section_of(self._path)
         default = section.model_fields[name].get_default(call_default_factory=True)
         words = "{}" if self._path in OF_A_CALL else self._default_text
         shown = "" if default in (None, "") else f"  [default: {words.format(default)}]"
-        self.help = f"{help_of(section, name).replace('`', '')}{shown}"
-        return super().get_help_record(ctx)
+        return f"{help_of(section, name).replace('`', '')}{shown}"
+
+    help = property(_help, lambda *_: None)  # click sets it to nothing
 
 
 def _option(path: str, default_text: str) -> Callable[[Any], Any]:

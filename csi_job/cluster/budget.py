@@ -99,8 +99,8 @@ def enforce(cluster: Cluster, release: Release, budget: Budget, add: AddUsage) -
 
 def unfinished_searches(cluster: Cluster, release: Release) -> list[Object]:
     """Return the search Jobs of the release's study, also of earlier settings, that have begun but not ended."""
-    study = study_of(release.search.template)
-    jobs = [job for job in cluster.jobs(release.search.labels) if study_of(job["spec"]["template"]) == study]
+    ours = (None, study_of(release.search.template))  # Jobs of earlier charts do not say which study they search
+    jobs = [job for job in cluster.jobs(release.search.labels) if study_of(job["spec"]["template"]) in ours]
     return [job for job in jobs if not job_result(job) and get_annotation(job, HELD) in ("", GIVES_WAY)]
 
 

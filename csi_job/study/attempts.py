@@ -17,6 +17,7 @@ from csi_job.files import listed
 from csi_job.work_folder import WorkFolder
 
 logger = logging.getLogger(__name__)
+_ATTEMPT = re.compile(r"attempt-\d+(-|$)")
 
 
 def attempt_name(attempt: int, uid: str) -> str:
@@ -95,7 +96,7 @@ def remove_all_checkpoints(work: Path, study_name: str, uid: str) -> None:
 def remove_foreign_checkpoints(work: Path, study_name: str, uids: Collection[str]) -> None:
     """Remove the checkpoints of all studies of this name, and of their confirmations, but those with these uids."""
     kept, folder = {_part(uid) for uid in uids} | {""}, WorkFolder(work).checkpoints(study_name)
-    foreign = [attempt for attempt in folder.rglob("attempt-*") if _uid_of(attempt) not in kept]
+    foreign = [path for path in folder.rglob("attempt-*") if _ATTEMPT.match(path.name) and _uid_of(path) not in kept]
     for attempt in foreign:
         shutil.rmtree(attempt, ignore_errors=True)
         _remove_if_empty(attempt.parent)
@@ -118,7 +119,7 @@ def _remove_if_empty(folder: Path) -> None:
 def _own_attempts(folder: Path, uid: str) -> list[Path]:
     """Return the folders of a study's attempts at a trial, and those that name no study, as in version 0.1."""
     with explain_os_errors("the checkpoints of a trial cannot be listed", folder, kind=ResourceError):
-        attempts = [path for path in listed(folder) if re.match(r"attempt-\d+(-|$)", path.name)]
+        attempts = [path for path in listed(folder) if _ATTEMPT.match(path.name)]
     return [attempt for attempt in attempts if _uid_of(attempt) in (_part(uid), "")]
 
 

@@ -86,7 +86,7 @@ def claim_results(study: optuna.Study, folder: WorkFolder) -> None:
 
 
 def _uid_of_row(found: Row[Any] | None) -> list[str]:
-    return [] if found is None else [json.loads(found.uid or '""')]
+    return [] if found is None else [str(json.loads(found.uid or '""'))]
 
 
 def results_owner(folder: WorkFolder, name: str, uid: str | None, database: Address) -> dict[str, str | None]:

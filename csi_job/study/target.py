@@ -25,7 +25,7 @@ from csi_job.storage.tables import STUDY_ATTRIBUTES
 
 logger = logging.getLogger(__name__)
 LOWERED: Final = "lowering the total of study %(study)s, which all its workers share, from %(old)s to %(new)d %(nouns)s"
-KEPT: Final = "study %(study)s keeps its total of %(nouns)s, %(old)s, changed since these settings gave %(new)s"
+KEPT: Final = "study %(study)s keeps its total of %(nouns)s, %(old)s; it was changed after these settings gave %(new)s"
 NO_LIMIT: Final = "no limit"
 
 

@@ -4,7 +4,6 @@ import logging
 import os
 import queue
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from csi_job.trial.settings import TrialSettings
 
 logger = logging.getLogger(__name__)
 Environment = dict[str, str]
+DRIVER_LIMIT_S: Final = 10.0  # a broken driver may never answer
 MAX_RESTARTS: Final = 3  # of a worker, in a row without a finished epoch
 
 
@@ -188,11 +188,17 @@ def visible_gpus() -> list[str]:
 
 
 def _driver_uuids() -> list[str]:
-    """Return the UUIDs of all MIG instances, and of the GPUs without any; none if the driver's tool is missing."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
+    """Return the UUIDs of all MIG instances, and of the GPUs without any; none if the driver's tool does not answer."""
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"],  # noqa: S607 - wherever the driver put it
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=DRIVER_LIMIT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
         return []
-    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)  # noqa: S603 - the driver's tool
     return re.findall(r"\(UUID: (MIG-[^)]+|GPU-[^)]+(?=\)(?!\s+MIG)))", listed.stdout)
 
 

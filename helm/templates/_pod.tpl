@@ -92,7 +92,7 @@ envFrom: {{- toYaml . | nindent 2 }}
 {{- $resources := $own.resources | default dict -}}
 {{- $found := or $own.gpus $resources.claims -}}
 {{- range $name, $amount := $resources.limits -}}
-{{- $isGpu := or (eq $name (index $ 0).Values.gpuResource) (regexMatch "gpu|/mig-" $name) -}}
+{{- $isGpu := or (eq $name (index $ 0).Values.gpuResource) (regexMatch "^(nvidia|amd)[.]com/" $name) -}}
 {{- $found = or $found (and $isGpu (ne (toString $amount) "0")) -}}
 {{- end -}}
 {{- if $found }}true{{ end -}}

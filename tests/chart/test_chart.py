@@ -128,6 +128,7 @@ def test_a_stage_with_gpus_requires_one_unless_the_device_is_set(stage, device, 
     [
         ({"nvidia.com/gpu": 1}, False),
         ({"nvidia.com/mig-1g.5gb": 1}, False),
+        ({"gpu.intel.com/i915": 1, "example.com/gpu-metrics": 1}, True),  # none that torch can use
         ({"nvidia.com/gpu": 0, "nvidia.com/mig-1g.5gb": "0", "cpu": 1}, True),
     ],
 )

@@ -171,7 +171,7 @@ def test_an_unchanged_limit_of_epochs_of_a_file_undoes_no_other_given_since(stor
 
     set_target(study, more_trials=4, max_epochs_total=1000)
     assert [restart(limit) for limit in (12, 30, 30)] == [1000, 30, 30]
-    kept = "study toy keeps its total of epochs, {}, changed since these settings gave {}"
+    kept = "study toy keeps its total of epochs, {}; it was changed after these settings gave {}"
     assert [line for line in caplog.messages if "keeps its total of epochs" in line] == [kept.format(1000, 12)]
     for limit, named in ((5, 5), (None, "no limit")):
         set_target(study, max_epochs_total=limit)

@@ -17,6 +17,9 @@ def test_every_flag_names_a_setting_with_a_help_text():
     for path, flag in FLAGS.items():
         assert help_of(*section_of(path)), path
         assert flag.startswith("--")
+    hyperopt = cli.get_command(click.Context(cli), "hyperopt")
+    helps = {param.name: param.help for param in hyperopt.params}  # which shells show as they complete a flag
+    assert helps["cache__image_size_px"] == "Width and height of the model's input images, in pixels.  [default: 224]"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -171,19 +171,23 @@ def test_a_search_is_billed_until_its_pods_have_ended_but_not_for_its_wait(is_re
     assert watch.used.gpu_seconds == pytest.approx(2 * used_s, abs=10)
 
 
-@pytest.mark.parametrize("is_other", [False, True])
-def test_a_search_of_earlier_settings_keeps_to_the_budget_unless_it_is_of_another_study(is_other, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("settings", "is_other"),
+    [("study: {name: before}", False), ("study: {name: other}", True), ("78edb37d90d4b4bd", False)],  # a digest, of 0.1
+)
+def test_a_search_of_earlier_settings_keeps_to_the_budget_unless_it_is_of_another_study(
+    settings, is_other, monkeypatch, caplog
+):
     """An upgrade may be rejected, and the cache stage wait for its pods or take hours."""
     caplog.set_level("INFO", logger="csi_job")
     watch = Watch(num_finished=0)
     _, job = running_search(namespace := Namespace(), "", Watch(num_finished=0))
     job["status"] = {"active": 2, "ready": 2}
     job["metadata"]["annotations"][DIGEST] = "other"
-    job["spec"]["template"] |= {"metadata": {"annotations": {SETTINGS: "study: {name: before}"}}}
+    job["spec"]["template"] |= {"metadata": {"annotations": {SETTINGS: settings}}}
     run = cache(namespace, watch)
     template: Any = run.release.search.template
-    name = "now" if is_other else "before"
-    template["metadata"] = {"annotations": {SETTINGS: f"study:\n  num_trials: 9\n  name: {name}"}}
+    template["metadata"] = {"annotations": {SETTINGS: "study:\n  num_trials: 9\n  name: before"}}
     run.reconcile()
     run.reconcile()
     for seconds, is_stopped in ((3600, False), (3660, not is_other)):

@@ -162,7 +162,7 @@ def test_an_unchanged_total_of_a_file_does_not_undo_an_addition(storage, caplog)
     study = define(storage, tree={"study": {"num_trials": 5}})
     assert set_target(study, more_trials=3) == 8
     assert set_target(study, num_trials=5, lenient=True) == 8
-    kept = "study toy keeps its total of trials, 8, changed since these settings gave 5"
+    kept = "study toy keeps its total of trials, 8; it was changed after these settings gave 5"
     assert caplog.messages == [kept]
     assert set_target(study, num_trials=6, lenient=True) == 6
     assert set_target(study, num_trials=5, lenient=True) == 5

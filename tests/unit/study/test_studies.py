@@ -133,10 +133,13 @@ def test_two_studies_of_one_name_in_two_databases_do_not_replace_each_others_res
 def test_the_checkpoints_of_a_study_that_went_with_its_database_go_when_another_takes_its_name(tmp_path, caplog):
     caplog.set_level("INFO")
     folder, written = WorkFolder(tmp_path), []
-    for database in (1, 2):
+    others = folder.trial_checkpoints("toy", 0) / "attempt-of-another-program" / "file"
+    others.parent.mkdir(parents=True)
+    others.touch()
+    for database, beside in ((1, "beside"), (2, ["of another program"])):
         with closing(open_storage(StorageSettings(), tmp_path, create=True)) as storage:
             study = define(storage)
-            uid, beside = uid_of(study.user_attrs), f"beside{database}"
+            uid = uid_of(study.user_attrs)
             optuna.create_study(storage=storage, study_name=f"toy{CONFIRMATION}").set_user_attr(UID, beside)
             for name, of in (("toy", uid), (f"toy{CONFIRMATION}", beside), ("other", uid)):
                 attempt = folder.trial_checkpoints(name, 0) / attempt_name(1, of)
@@ -147,6 +150,7 @@ def test_the_checkpoints_of_a_study_that_went_with_its_database_go_when_another_
         for path in tmp_path.glob("studies.db*"):
             path.unlink()
     assert caplog.messages.count("removed checkpoints of an earlier study named toy, which is gone") == 1
+    assert others.exists()
 
 
 def test_a_study_that_optuna_deleted_leaves_nothing_in_the_way(storage, tmp_path):

@@ -183,6 +183,13 @@ def test_every_gpu_and_instance_is_found(machine, tmp_path, num_gpus, listed, gi
         assert visible_gpus() == [str(number) for number in range(num_gpus)]
 
 
+def test_a_driver_that_does_not_answer_lists_no_gpu(machine, tmp_path):
+    install(machine, tmp_path, 1)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    machine.setattr("csi_job.study.worker_group.DRIVER_LIMIT_S", 0.2)
+    assert visible_gpus() == ["0"]
+
+
 @pytest.mark.parametrize(
     ("num_gpus", "device", "workers", "gpus", "threads"),
     [
