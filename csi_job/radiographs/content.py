@@ -6,14 +6,9 @@ import re
 import struct
 import zlib
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from csi_job.errors import DataError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
 
 NUM_MAGIC_BYTES = 1 << 10  # read from a file to find its format
 LARGE = 1 << 20  # pixels; larger films are decoded at a fraction of their size, or averaged before tables are applied
@@ -70,10 +65,8 @@ _UTF_16 = {  # with its mark, or by the zero bytes of a header in ASCII
 _JPEG_START = b"\xff\xd8"
 _JP2_START = b"\0\0\0\x0cjP  "  # before the codestream there may be a long colour profile
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 of JPEG, and that of JPEG-LS
-_FILL = 0xFF  # any number of these before a marker
+_MARKER_START = re.compile(rb"\xff+")
 END_OF_IMAGE = b"\xff\xd9"
-_ENDS = (bytes(64) + END_OF_IMAGE, b"\x55\xaa" * 32 + END_OF_IMAGE)
-_FILLED_UP = re.compile(rb"\xff?(?:\0{8,})?\Z")  # half a marker, and zeros
 
 
 def is_picture(start: bytes) -> bool:
@@ -157,30 +150,26 @@ def stream_header(stream: bytes) -> StreamHeader | None:
         num_bits, is_signed = (depth & 0x7F) + 1, depth > 0x7F  # noqa: PLR2004
         return StreamHeader(right - left, bottom - top, num_channels, num_bits, start, CODESTREAM[1], is_signed)
     place = len(_JPEG_START)
-    while stream[place : place + 1] == b"\xff":
-        marker, length, num_bits, height, width, num_channels = struct.unpack_from(">BHBHHB", stream, place + 1)
+    while found := _MARKER_START.match(stream, place):
+        place = found.end()
+        marker, length, num_bits, height, width, num_channels = struct.unpack_from(">BHBHHB", stream, place)
+        place += 1 + length
         if marker in _FRAME_MARKERS:
-            return StreamHeader(width, height, num_channels, num_bits, place + 2 + length, marker)
-        place += 1 if marker == _FILL else 2 + length
+            return StreamHeader(width, height, num_channels, num_bits, place, marker)
     return None
 
 
-def decode_to_end(decode: Callable[[bytes], np.ndarray], stream: bytes) -> np.ndarray:
-    """Decode a stream; a JPEG without its end-of-image marker, which some programs forget, with two ends of bytes.
+def lacks_end(stream: bytes, header: StreamHeader) -> bool:
+    """Return whether a stream has no end-of-image marker after its header, where a preview has its own."""
+    return stream.rfind(END_OF_IMAGE, header.place) < 0
 
-    A JPEG that is cut off lacks the marker too, and may be filled up with zeros, which decoders take for pixels: then
-    what is decoded depends on the end.
 
-    Raises:
-        DataError: it is cut off.
-    """
+def refuse_cut_jpeg(stream: bytes) -> None:
+    """Raise `DataError` for a JPEG without end marker: decoders make up what is missing, so it may be half grey."""
     header = None
     if stream.startswith(_JPEG_START):
         with suppress(struct.error):
             header = stream_header(stream)
-    if header is None or stream.rfind(END_OF_IMAGE, header.place) >= 0:
-        return decode(stream)
-    pixels, others = (decode(_FILLED_UP.sub(b"", stream) + end) for end in _ENDS)
-    if pixels.tobytes() != others.tobytes():
-        raise DataError("the image is cut off")
-    return pixels
+    if header is not None and lacks_end(stream, header):
+        hint = "copy the file again or, if it is complete, convert it to PNG"
+        raise DataError("the image is cut off, or lacks its end marker", hint=hint)

@@ -11,8 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_windowing
 from pydicom.uid import RLELossless
 
-from csi_job.radiographs.content import decode_to_end
-from csi_job.radiographs.dicom_file import LOSSY_JPEG, one_fragment, orientation, read_file
+from csi_job.radiographs.dicom_file import LOSSY_JPEG, orientation, read_file
 from csi_job.radiographs.dicom_frame import decoded_levels, frame_of, reduced_film
 from csi_job.radiographs.dicom_tables import modality_values, palette_colours, voi_shares
 from csi_job.radiographs.grey import (
@@ -48,16 +47,6 @@ def read_dicom(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarr
         Exception: anything pydicom and its decoders raise for damaged content.
     """
     dataset = read_file(content, max_image_side_px)
-
-    def decode(stream: bytes) -> np.ndarray:
-        dataset.PixelData = one_fragment(stream)
-        return _decode(dataset, side_px)
-
-    is_compressed = dataset.file_meta.TransferSyntaxUID.is_compressed
-    return decode_to_end(decode, frame_of(dataset)) if is_compressed else _decode(dataset, side_px)
-
-
-def _decode(dataset: Dataset, side_px: int) -> np.ndarray:
     if str(dataset.PhotometricInterpretation) in _GREY:
         squares = (_square(dataset, film, padding_HW, side_px) for film, padding_HW in _films(dataset, side_px))
         square_HW = next(square for square in squares if square is not None)  # the film with all its pixels gives one

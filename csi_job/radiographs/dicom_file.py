@@ -30,7 +30,14 @@ from pydicom.uid import (
 )
 
 from csi_job.errors import DataError
-from csi_job.radiographs.content import CODESTREAM, END_OF_IMAGE, StreamHeader, stream_header
+from csi_job.radiographs.content import (
+    CODESTREAM,
+    END_OF_IMAGE,
+    StreamHeader,
+    lacks_end,
+    refuse_cut_jpeg,
+    stream_header,
+)
 from csi_job.radiographs.grey import check_size
 
 _BYTE_BITS, _WORD_BITS = 8, 16
@@ -180,9 +187,11 @@ def _settle_syntax(dataset: Dataset) -> StreamHeader | None:
             pass  # its pixels may be in any order
         elif not is_wrapped or len(stream) - get_expected_length(dataset) in (0, 1):
             meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        if header is not None and header.marker in _STRICT and stream.rfind(END_OF_IMAGE, header.place) < 0:
-            stream = stream.rstrip(b"\0").removesuffix(END_OF_IMAGE[:1]) + END_OF_IMAGE
-        dataset.PixelData = stream if meta.TransferSyntaxUID in _PLAIN else one_fragment(stream)
+        stream = _with_end(stream, header)
+        start = b"" if meta.TransferSyntaxUID in _PLAIN else _before_fragment(len(stream))
+        is_same_length = len(pixels) == len(start) + len(stream)
+        if not (is_same_length and pixels.startswith(start) and pixels.endswith(stream)):  # else spare a copy
+            dataset.PixelData = start + stream
         dataset.pop("ExtendedOffsetTable", None)
     with suppress(NotImplementedError):  # unknown to pydicom
         if get_decoder(meta.TransferSyntaxUID).is_available:
@@ -191,9 +200,18 @@ def _settle_syntax(dataset: Dataset) -> StreamHeader | None:
     raise DataError(what, hint="convert the file to Explicit VR Little Endian")
 
 
-def one_fragment(stream: bytes) -> bytes:
-    """Return compressed pixels as they lie in a DICOM file."""
-    return _ITEM + bytes(4) + _ITEM + len(stream).to_bytes(4, "little") + stream
+def _with_end(stream: bytes, header: StreamHeader | None) -> bytes:
+    """Add the end marker that strict decoders insist on; raise `DataError` if others would make up what is missing."""
+    if header is None or header.marker not in _STRICT:
+        refuse_cut_jpeg(stream)
+    elif lacks_end(stream, header):
+        return stream.rstrip(b"\0").removesuffix(END_OF_IMAGE[:1]) + END_OF_IMAGE
+    return stream
+
+
+def _before_fragment(length: int) -> bytes:
+    """Return what comes before a stream that is one fragment: an empty table of offsets, and its length."""
+    return _ITEM + bytes(4) + _ITEM + length.to_bytes(4, "little")
 
 
 def _joined(items: bytes) -> bytes:

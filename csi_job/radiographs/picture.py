@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from csi_job.errors import DataError
-from csi_job.radiographs.content import decode_to_end, stream_header
+from csi_job.radiographs.content import refuse_cut_jpeg, stream_header
 from csi_job.radiographs.fraction import decode_fraction
 from csi_job.radiographs.grey import (
     MAX_NUM_PIXELS,
@@ -60,10 +60,7 @@ def read_picture(content: bytes, side_px: int, max_image_side_px: int) -> np.nda
         DataError: too small or too large by its header, of several pages, cut off, or blank.
         Exception: anything Pillow raises for damaged content.
     """
-    return decode_to_end(lambda ended: _read(ended, side_px, max_image_side_px), content)
-
-
-def _read(content: bytes, side_px: int, max_image_side_px: int) -> np.ndarray:
+    refuse_cut_jpeg(content)
     image = _open(content)
     check_size(*image.size, max_image_side_px)
     if (num_pages := _num_pages(image)) > 1:

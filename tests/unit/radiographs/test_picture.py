@@ -1,5 +1,7 @@
 import itertools
+import re
 import struct
+import time
 import zlib
 from collections.abc import Sequence
 
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from csi_job.errors import DataError
+from csi_job.radiographs.content import stream_header
 from csi_job.radiographs.picture import read_picture
 from tests.unit.radiographs.conftest import correlation, encode, square, stretched
 
@@ -219,21 +222,37 @@ def test_damaged_exif_is_ignored(film_HW, square_HW):
 
 
 def test_a_truncated_picture_is_an_error_and_not_half_an_image(film_HW):
-    png, jpeg = (encode(Image.fromarray(film_HW), kind) for kind in ("PNG", "JPEG"))
+    png = encode(Image.fromarray(film_HW))
     with pytest.raises((OSError, SyntaxError)):
         read(png[: len(png) // 2])
-    for share in (0.3, 0.6, 0.9, 0.98):
-        kept = jpeg[: round(share * len(jpeg))]
-        for rest in (0, len(jpeg) - len(kept), 10 * len(jpeg)):
-            with pytest.raises(DataError, match="the image is cut off"):
-                read(kept + bytes(rest))
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 2}])
-@pytest.mark.parametrize("end", [b"", b"\xff", bytes(1), bytes(5000), b"\xff" + bytes(5000)])
-def test_a_jpeg_without_its_end_marker_is_read(film_HW, options, end):
-    content = encode(Image.fromarray(film_HW), "JPEG", **options)
-    assert np.array_equal(read(content.removesuffix(b"\xff\xd9") + end), read(content))
+JPEG_OPTIONS = [{}, {"progressive": True}, {"restart_marker_blocks": 1}, {"restart_marker_rows": 2}]
+
+
+@pytest.mark.parametrize("options", JPEG_OPTIONS)
+@pytest.mark.parametrize("has_preview", [False, True])
+def test_a_jpeg_that_is_cut_off_anywhere_or_lacks_its_end_marker_is_refused(film_HW, options, has_preview):
+    """Decoders fill up what is missing, and skip what fills it up to the next marker."""
+    film = Image.fromarray(film_HW)
+    preview = {"exif": b"Exif\0\0" + encode(film.resize((16, 16)), "JPEG")} if has_preview else {}
+    jpeg = encode(film, "JPEG", **options, **preview)
+    scan = jpeg.rindex(b"\xff\xc0" if "progressive" not in options else b"\xff\xc2")
+    markers = [found.start() for found in re.finditer(rb"\xff[\xc4\xd0-\xda]", jpeg) if found.start() > scan]
+    for kept in (*(round(share * len(jpeg)) for share in (0.6, 0.9, 0.98)), *markers, len(jpeg) - 1):
+        for end in (b"", b"\xff", bytes(len(jpeg) - kept), bytes(10 * len(jpeg))):
+            with pytest.raises(DataError, match="the image is cut off, or lacks its end marker; copy the file again"):
+                read(jpeg[: max(kept, scan + 20)] + end)
+    assert np.array_equal(read(jpeg + bytes(10_000)), read(jpeg))
+
+
+def test_fill_bytes_and_zeros_cost_little(film_HW):
+    jpeg = encode(Image.fromarray(film_HW), "JPEG")
+    start = time.process_time()
+    with pytest.raises(DataError, match="the image is cut off"):
+        read(jpeg[:-2] + bytes(10_000_000) + b"\1")
+    assert stream_header(jpeg[:2] + b"\xff" * 10_000_000 + jpeg[2:])[:4] == (90, 120, 1, 8)
+    assert time.process_time() - start < 1
 
 
 def test_sides_are_checked_against_the_setting(film_HW):
