@@ -9,7 +9,12 @@ from typing import Any
 
 from isal import isal_zlib
 from pydicom.dataset import Dataset
-from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble  # as `dcmread` itself does
+from pydicom.filereader import (  # as `dcmread` itself does
+    _read_command_set_elements,
+    _read_file_meta_info,
+    read_dataset,
+    read_preamble,
+)
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import get_expected_length
@@ -47,6 +52,7 @@ _NEEDED = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PhotometricIn
 _ONE_CHANNEL = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0" + bytes(4)  # of fragments: one, and the end of all
 _PIXEL_TAG, _PIXEL_TAG_BYTES = 0x7FE00010, b"\xe0\x7f\x10\x00"
+_COMMANDS = re.compile(rb"\0{4}(?:UL\x04\0|\x04\0{3})")  # of a transfer: the first, and no padding
 _FIRST_TAG = 0x00010000  # after those of group 0, which padding of zeros looks like
 _PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 LOSSY_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit)
@@ -108,10 +114,11 @@ def _refuse_other_views(dataset: Dataset) -> None:
         raise DataError("the DICOM file is not a radiograph", got=f"Modality {modality}")
     directions = orientation(dataset)
     is_sagittal = not set("AP").isdisjoint(directions) and set("LR").isdisjoint(directions)
-    if _LATERAL_VIEW.fullmatch(view) or (not view and is_sagittal):
-        name = "ViewPosition" if position else "ViewCodeSequence" if code else "PatientOrientation"
-        got = f"{name} {view or directions}"
-        raise DataError("the film is lateral, and shows no right and left zones", got=got)
+    lateral = "the film is lateral, and shows no right and left zones"
+    if _LATERAL_VIEW.fullmatch(view):
+        raise DataError(lateral, got=f"{'ViewPosition' if position else 'ViewCodeSequence'} {view}")
+    if is_sagittal and not position:  # a code's meaning may be in any language
+        raise DataError(lateral, got=f"PatientOrientation {directions}")
 
 
 def orientation(dataset: Dataset) -> str:
@@ -132,8 +139,10 @@ def _read_bounded(content: bytes) -> Dataset:
         content = _inflated(file.read())
         file = io.BytesIO(content)
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    if _COMMANDS.match(content, file.tell()):
+        _read_command_set_elements(file)
     start = file.tell()
-    is_little_endian = content[start + 1 : start + 2] == b"\0"
+    is_little_endian = content[start + 1 : start + 2] == b"\0" or content.startswith(_PIXEL_TAG_BYTES, start)
     is_implicit = not content[start + 4 : start + 6].isalpha()
     for end in (b"", _DELIMITER):  # of fragments, which may lack it
         file = io.BytesIO(content + end)

@@ -248,6 +248,21 @@ def test_the_first_element_tells_the_encoding_whatever_the_header_says(stored_HW
     assert np.abs(read(content).astype(int) - square_HW).max() <= 1
 
 
+@pytest.mark.filterwarnings("ignore:Expected implicit VR")
+@pytest.mark.parametrize("syntax", PLAIN)
+@pytest.mark.parametrize("end", [b"", bytes(1000), b"\xff" * 1000])
+def test_elements_before_which_others_belong_are_read(stored_HW, square_HW, syntax, end):
+    content = encoded(dataset_of(stored_HW, syntax=syntax, **ALL_LEVELS))
+    meta_end = 144 + int.from_bytes(content[140:144], "little")
+    meta, elements = content[:meta_end], content[meta_end:]
+    pixels = elements.index(b"\x7f\xe0\x00\x10" if syntax == ExplicitVRBigEndian else b"\xe0\x7f\x10\x00")
+    field = b"\0\0\0\1" + (2).to_bytes(4, "little") + b"\1\0"  # what was asked of the receiver
+    for commands in (b"UL\4\0\4\0\0\0", b"\4\0\0\0" + len(field).to_bytes(4, "little") + field):
+        assert np.abs(read(meta + bytes(4) + commands + elements + end).astype(int) - square_HW).max() <= 1
+    pixels_first = meta + elements[pixels:] + elements[:pixels] + end
+    assert np.abs(read(pixels_first).astype(int) - square_HW).max() <= 1
+
+
 def restated(content: bytes, syntax: UID, stated: UID) -> bytes:
     """Let the meta information of a file state another transfer syntax."""
     old, new = (
@@ -355,6 +370,10 @@ def test_files_without_one_radiograph_are_refused(stored_HW):
         (
             dataset_of(stored_HW, ViewCodeSequence=[code("Left lateral projection")]),
             "the film is lateral, .* got 'ViewCodeSequence LEFT LATERAL PROJECTION'",
+        ),
+        (
+            dataset_of(stored_HW, ViewCodeSequence=[code("seitlich")], PatientOrientation=["A", "F"]),
+            "the film is lateral, .* got 'PatientOrientation AF'",
         ),
         (dataset_of(stored_HW, ViewPosition="XTABLE LATERAL"), "got 'ViewPosition XTABLE LATERAL'"),
         (dataset_of(stored_HW, PatientOrientation=["H", "A"]), "got 'PatientOrientation HA'"),
