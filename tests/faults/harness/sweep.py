@@ -54,19 +54,20 @@ def seen_points(url: str, folder: Path, num_trials: int = 8) -> set[str]:
 
     fleet = Fleet(start, 1)  # alone, so that no other worker resumes the trial when this one is slow
     fleet.run_until(lambda: fleet.endings.num_killed_themselves == len(causes))
-    _wait_for_epoch(folder / "record", fleet)
+    # Until the next trial runs, so that no kill prevents the clean-up after the one whose worker died at a rename.
+    _wait_for_epochs(folder / "record", fleet, SETTINGS["max_epochs"] + 1)
     fleet.resize(2)
     for number in (signal.SIGKILL, signal.SIGTERM):
-        _wait_for_epoch(folder / "record", fleet)
+        _wait_for_epochs(folder / "record", fleet, 1)
         fleet.workers[0].send_signal(number)
         fleet.collect(5.0)
     fleet.finish()
     return set((folder / "record" / "points.log").read_text().splitlines())
 
 
-def _wait_for_epoch(record: Path, fleet: Fleet) -> None:
-    """Wait until another epoch has been computed."""
-    fleet.run_until_computed(record, num_lines(record / "computed.log") + 1)
+def _wait_for_epochs(record: Path, fleet: Fleet, number: int) -> None:
+    """Wait until this number of further epochs has been computed."""
+    fleet.run_until_computed(record, num_lines(record / "computed.log") + number)
 
 
 @dataclass(frozen=True)
