@@ -171,13 +171,13 @@ class _Leader:
                 refused_at = None
             except UnreachableError as error:
                 refused_at = None
-                self.wait(str(error), "retrying without limit")
+                self._wait(str(error), "retrying without limit")
             except (NotAllowedError, NotYetError) as error:
                 refused_at = refused_at or time.monotonic()
                 reason = f"{error}; {RESTORE}" if isinstance(error, NotAllowedError) else str(error)
                 if time.monotonic() - refused_at > missing_s:
                     raise StageFailedError(reason) from None
-                self.wait(reason, f"waiting up to {missing_s:.0f} s")
+                self._wait(reason, f"waiting up to {missing_s:.0f} s")
             except ClusterError as error:
                 raise StageFailedError(str(error)) from None
             time.sleep(POLL_S)
@@ -192,7 +192,7 @@ class _Leader:
             return True
         jobs = [job for job in unfinished_searches(self._cluster, release) if not is_paused(job)]
         for job in jobs:
-            self.wait(failure, f"until that is corrected, Job {job['metadata']['name']} continues within its budget")
+            self._wait(failure, f"until that is corrected, Job {job['metadata']['name']} continues within its budget")
         return not jobs
 
     def _has_exhausted(self, release: Release) -> bool:
@@ -202,7 +202,7 @@ class _Leader:
             self._warnings.log(f"{exhausted}; the search's pods hand over their trials")
         return bool(exhausted)
 
-    def wait(self, reason: str, how: str) -> None:
+    def _wait(self, reason: str, how: str) -> None:
         """Say what this controller waits for, at most once a minute."""
         if self._warnings.log(f"{reason}; {how}"):
             self._record("Waiting", reason, is_warning=True)
@@ -232,7 +232,7 @@ class _Leader:
                 state = "has failed" if result else "does not run yet"
                 why = _why_not_running(self._cluster, successor)
                 how = "continuing with the stages from before" if self._last else "waiting for it"
-                self.wait(f"the next controller, Job {found.controller}, {state}{why}", how)
+                self._wait(f"the next controller, Job {found.controller}, {state}{why}", how)
             if self._last:
                 return replace(self._last, done=found.done)
             self._has_exhausted(found)

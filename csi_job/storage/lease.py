@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import uuid
@@ -18,7 +17,7 @@ from sqlalchemy.engine import Connection, Row
 from csi_job.errors import LeaseLostError
 from csi_job.storage.attributes import PAUSED
 from csi_job.storage.engine import now_s, on_conflict_update, server_start_s
-from csi_job.storage.study_rows import has_uid
+from csi_job.storage.study_rows import decoded_uid, has_uid
 from csi_job.storage.tables import LEASES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import TrialWrite, child_rows, state_changes, write_rows
 
@@ -47,7 +46,7 @@ class Lease:
     @property
     def uid(self) -> str:
         """The study's uid, empty if it has none."""
-        return str(json.loads(self.stored_uid)) if self.stored_uid else ""
+        return decoded_uid(self.stored_uid)
 
     def lost_error(self) -> LeaseLostError:
         """Return the error of a worker that has lost this lease."""

@@ -21,6 +21,11 @@ def find_identity(connection: Connection, name: str) -> Row[Any] | None:
     return connection.execute(query.where(STUDIES.c.study_name == name)).first()
 
 
+def decoded_uid(stored: str | None) -> str:
+    """Return a study's uid as text from the JSON that is stored of it; empty if it has none."""
+    return str(json.loads(stored)) if stored else ""
+
+
 def find_study(connection: Connection, name: str) -> int | None:
     """Return the id of the study of this name, None if there is none."""
     found = find_identity(connection, name)

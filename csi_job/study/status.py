@@ -236,9 +236,9 @@ def study_status(study: optuna.Study) -> StudyStatus:
     failures = (str(trial.user_attrs.get(stored.REASON, "unknown")) for trial in failed)
     num_left = max(target - sum(outcomes[outcome] for outcome in stored.FINISHED), 0)
     pace = (trials, attributes, num_left, sum(not trial.is_orphan for trial in running))
-    limit = stored.max_epochs_total_of(attributes)
-    epochs_left = math.inf if limit is None else max(limit - sum(len(stored.curve_of(trial)) for trial in trials), 0)
-    to_target_s, eta_s = _seconds_left(*pace), _seconds_left(*pace, epochs_left)
+    to_target_s = eta_s = _seconds_left(*pace)
+    if (limit := stored.max_epochs_total_of(attributes)) is not None:
+        eta_s = _seconds_left(*pace, max(limit - sum(len(stored.curve_of(trial)) for trial in trials), 0))
     return StudyStatus(
         name=study.study_name,
         objective=str(attributes.get(stored.OBJECTIVE, "")),

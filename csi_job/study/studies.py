@@ -1,7 +1,6 @@
 """The studies of a storage: list and delete them, enqueue parameters."""
 
 import functools
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from csi_job.storage.claim import Counts, count_trials
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage, storage_of
-from csi_job.storage.study_rows import find_identity, store_target
+from csi_job.storage.study_rows import decoded_uid, find_identity, store_target
 from csi_job.storage.url import Address
 from csi_job.study.attempts import remove_all_checkpoints, remove_foreign_checkpoints
 from csi_job.study.definition import check_same, load_study
@@ -86,7 +85,7 @@ def claim_results(study: optuna.Study, folder: WorkFolder) -> None:
 
 
 def _uid_of_row(found: Row[Any] | None) -> list[str]:
-    return [] if found is None else [str(json.loads(found.uid or '""'))]
+    return [] if found is None else [decoded_uid(found.uid)]
 
 
 def results_owner(folder: WorkFolder, name: str, uid: str | None, database: Address) -> dict[str, str | None]:

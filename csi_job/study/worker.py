@@ -1,6 +1,5 @@
 """The worker: claim a trial, run it, finish it, until the study needs no more."""
 
-import json
 import logging
 import math
 import os
@@ -37,6 +36,7 @@ from csi_job.storage.lease import new_token, worker_id
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.rungs import Rungs
 from csi_job.storage.storage import storage_of
+from csi_job.storage.study_rows import decoded_uid
 from csi_job.study.attempts import remove_checkpoints, remove_leftover_checkpoints
 from csi_job.study.heartbeat import Heartbeat
 from csi_job.study.sampling import Suggest
@@ -140,7 +140,7 @@ class _Worker:
     def __post_init__(self) -> None:
         self.storage = storage_of(self.study)
         self.seed = seed_of(self.study.user_attrs)
-        self.uid = str(json.loads(self.storage.stored_uid_of(study_id_of(self.study)) or '""'))
+        self.uid = decoded_uid(self.storage.stored_uid_of(study_id_of(self.study)))
         self.worker_id = worker_id()
         settings = self.settings
         self.rules = ClaimRules(
