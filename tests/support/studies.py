@@ -25,6 +25,7 @@ from csi_job.storage.lease import Lease, new_token, worker_id
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.storage.storage import StudyStorage, open_storage, storage_of
+from csi_job.storage.tables import LEASES
 from csi_job.storage.trial_rows import TrialWrite
 from csi_job.study.definition import Definition, define_study
 from csi_job.study.settings import StudySettings
@@ -153,6 +154,12 @@ def pause(storage: StudyStorage, lease: Lease, *values: float) -> None:
     """Pause a trial with the values of its epochs."""
     write = TrialWrite(steps=dict(enumerate(values)), user_attrs={PAUSED: lease.attempt, "attempt": lease.attempt})
     storage.release(lease, write)
+
+
+def expire(storage: StudyStorage, lease: Lease) -> None:
+    """Make a lease too old."""
+    with storage.engine.begin() as connection:
+        connection.execute(sa.update(LEASES).where(LEASES.c.trial_id == lease.trial_id).values(lease_s=0))
 
 
 class Worker(Process):
