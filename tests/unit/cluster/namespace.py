@@ -15,10 +15,15 @@ import yaml
 from csi_job.cluster import stages
 from csi_job.cluster.api import AlreadyExistsError, Cluster, NotAllowedError, NotFoundError, Object, ServerClock
 from csi_job.cluster.budget import Budget, Usage
+from csi_job.cluster.controller import ControllerOptions, run_controller
 from csi_job.cluster.search_run import SearchRun
 from csi_job.cluster.stage_run import JOB_NAME, JOB_UID
-from csi_job.errors import ClusterError
+from csi_job.config import load_settings
+from csi_job.errors import ClusterError, CsiJobError
 from csi_job.study.status import BestStatus, ConfirmationStatus, StudyStatus
+
+FIELD = 'the API server rejected the request: Job.batch "a" is invalid: spec.template.spec.tolerations[0]: "Exist"'
+CLASS = 'the API server rejected the request: pods "a" is forbidden: no PriorityClass with name p was found'
 
 
 class Namespace(Cluster):
@@ -265,3 +270,24 @@ def started(watch: Watch, chosen: stages.Stage, **options: Any) -> tuple[Namespa
     run = search(namespace := Namespace(), watch, chosen, **options)
     run.reconcile()
     return namespace, run
+
+
+class Failing(Namespace):
+    """A namespace that answers the first requests for ConfigMaps with these errors."""
+
+    def __init__(self, *errors: CsiJobError) -> None:
+        super().__init__(release_map(**{stages.DIGEST: "d"}))
+        self.errors = list(errors)
+        self.num_requests = 0
+
+    def _request(self, verb: str, kind: str, **arguments: Any) -> Object:
+        self.num_requests += 1
+        if kind == "ConfigMap" and self.errors:
+            raise self.errors.pop(0)
+        return super()._request(verb, kind, **arguments)
+
+
+def run(namespace: Namespace, missing_s: float = 0.0, budget: Budget = Budget(), **settings: Any) -> str:  # noqa: B008 - frozen
+    """Run the controller of the release in `Failing`."""
+    options = ControllerOptions("r-stages", "d", missing_s, budget=budget)
+    return run_controller(namespace, options, load_settings(settings).settings)

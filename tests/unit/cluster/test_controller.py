@@ -1,4 +1,3 @@
-import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -6,53 +5,26 @@ import pytest
 
 from csi_job.cluster import controller
 from csi_job.cluster.api import NotAllowedError, Object, UnreachableError
-from csi_job.cluster.budget import ENDED_BY, METERED_AT, RUNNING, SECONDS, Budget
-from csi_job.cluster.controller import ControllerOptions, run_controller
+from csi_job.cluster.budget import METERED_AT, RUNNING, SECONDS, Budget
 from csi_job.cluster.stages import (
-    CONTROLLER,
     DATABASE,
-    DIGEST,
     GIVES_WAY,
     HELD,
-    get_annotation,
     is_paused,
     scale_patch,
     selector,
 )
-from csi_job.config import load_settings
-from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, StageFailedError
+from csi_job.errors import ClusterError, ConfigurationError, StageFailedError
 from tests.unit.cluster.api_contract import OLD
-from tests.unit.cluster.namespace import UNBOUND, Namespace, ended, event, release_map, stage
+from tests.unit.cluster.namespace import CLASS, FIELD, UNBOUND, Failing, ended, event, run, stage
 
-FIELD = 'the API server rejected the request: Job.batch "a" is invalid: spec.template.spec.tolerations[0]: "Exist"'
 REAL_POLL_S = controller.POLL_S
-CLASS = 'the API server rejected the request: pods "a" is forbidden: no PriorityClass with name p was found'
 WEBHOOK = 'the API server rejected the request: admission webhook "w" denied the request: pods need an owner'
-
-
-class Failing(Namespace):
-    """A namespace that answers the first requests for ConfigMaps with these errors."""
-
-    def __init__(self, *errors: CsiJobError) -> None:
-        super().__init__(release_map(**{DIGEST: "d"}))
-        self.errors = list(errors)
-        self.num_requests = 0
-
-    def _request(self, verb: str, kind: str, **arguments: Any) -> Object:
-        self.num_requests += 1
-        if kind == "ConfigMap" and self.errors:
-            raise self.errors.pop(0)
-        return super()._request(verb, kind, **arguments)
 
 
 @pytest.fixture(autouse=True)
 def _does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controller, "POLL_S", 0.0)
-
-
-def run(namespace: Namespace, missing_s: float = 0.0, budget: Budget = Budget(), **settings: Any) -> str:  # noqa: B008 - frozen
-    options = ControllerOptions("r-stages", "d", missing_s, budget=budget)
-    return run_controller(namespace, options, load_settings(settings).settings)
 
 
 @pytest.mark.parametrize(
@@ -198,94 +170,6 @@ def test_a_job_that_is_gone_is_created_for_the_release_as_it_is_now(monkeypatch)
     with pytest.raises(StageFailedError, match="enough"):
         run(namespace)
     assert owners[1] == "new" != owners[0]
-
-
-def test_an_upgrade_that_fails_halfway_leaves_the_controller_in_charge_of_the_stages_it_knows(monkeypatch, caplog):
-    """Helm writes the new stages first, and creates their controller last."""
-    namespace, jobs = Failing(), list[list[str]]()
-    successor = {"kind": "Job", "metadata": {"name": "r-controller-e", "labels": selector("r", "controller")}}
-    successor["spec"] = {}
-
-    def other_stages():
-        metadata, data = (namespace.objects["ConfigMap", "r-stages"][key] for key in ("metadata", "data"))
-        metadata["annotations"][DIGEST] = "e"
-        data["cache.yaml"] = data["cache.yaml"].replace("image: a", "image: z")
-
-    def start_successor():
-        namespace.create(successor)
-        namespace.create(event("r-controller-e", "FailedCreate", CLASS.partition("request: ")[2], 0))
-
-    happens = iter((
-        other_stages,
-        lambda: None,
-        start_successor,
-        lambda: namespace.delete("Job", "r-controller-e"),
-        lambda: namespace.create(successor | {"status": {"ready": 1}}),
-    ))  # fmt: skip
-
-    def sleep(_):
-        jobs.append(namespace.names("cache"))
-        for job in jobs[-1]:
-            namespace.delete("Job", job)
-        next(happens)()
-
-    clock = itertools.count(0.0, 40.0)
-    monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=sleep))
-    assert run(namespace).startswith(
-        "another controller is in charge, or r-stages was deleted; if by hand, helm upgrade"
-    )
-    (known,) = jobs[0]
-    assert jobs == [[known]] * 5
-    assert "helm upgrade failed halfway; continuing with the stages from before; repeat it or roll back" in caplog.text
-    waits = "the next controller, Job r-controller-e, does not run yet: its pod can't be created: no PriorityClass with"
-    (waiting,) = [one["message"] for one in namespace.find("Event") if one["reason"] == "Waiting"]
-    assert waiting.startswith(waits)
-    assert f"{waiting}; continuing with the stages from before" in caplog.messages
-    _ends_with_the_release(namespace, "r-controller-e")
-
-
-def _ends_with_the_release(namespace: Namespace, *controllers: str) -> None:
-    for name in controllers:
-        (owner,) = namespace.objects["Job", name]["metadata"]["ownerReferences"]
-        assert (owner["kind"], owner["name"], owner["uid"]) == ("ConfigMap", "r-stages", "u")
-
-
-@pytest.mark.parametrize("has_failed", [False, True])
-def test_a_restarted_controller_keeps_the_search_to_its_budget_until_its_successor_runs(
-    has_failed, monkeypatch, caplog
-):
-    """It knows no stages but those that are the successor's to run."""
-    namespace = Failing()
-    namespace.objects["ConfigMap", "r-stages"]["metadata"]["annotations"][DIGEST] = "e"
-    successor = {"kind": "Job", "metadata": {"name": "r-controller-e", "labels": selector("r", CONTROLLER)}, "spec": {}}
-    namespace.create(successor | ({"status": ended("Failed")} if has_failed else {}))
-    namespace.apply(stage().job(1, {}, {SECONDS: "7200", METERED_AT: "0", RUNNING: "0"}))
-    search = namespace.objects["Job", "r-search-aaaaaaaa"]
-
-    def sleep(_):
-        assert is_paused(search)
-        namespace.objects["Job", "r-controller-e"]["status"] = {"ready": 1}
-
-    monkeypatch.setattr(controller, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
-    assert run(namespace, budget=Budget(hours=1)).startswith("another controller is in charge")
-    assert is_paused(search) is not has_failed
-    assert get_annotation(search, ENDED_BY) == ("" if has_failed else "budget")
-    assert ("the budget of 1 hours is exhausted; the search's pods hand over" in caplog.text) is not has_failed
-    _ends_with_the_release(namespace, "r-controller-e")
-
-
-def test_a_controller_deletes_those_of_earlier_revisions_but_none_that_helm_may_have_just_created():
-    """Helm forgets the Job of an upgrade that failed."""
-    namespace = Failing(*[UnreachableError("away")] * 2)
-    for name, minute in (("a", 1), ("b", 2), ("d", 3), ("e", 3), ("f", 4)):
-        metadata = {"name": f"r-controller-{name}", "labels": selector("r", CONTROLLER)}
-        created = {"creationTimestamp": f"2026-01-01T00:0{minute}:00Z"}
-        namespace.create({"kind": "Job", "metadata": metadata | created, "spec": {}})
-    namespace.refused["Job"] = ClusterError(FIELD)
-    with pytest.raises(ConfigurationError):
-        run(namespace)
-    assert namespace.names(CONTROLLER) == [f"r-controller-{name}" for name in ("d", "e", "f")]
-    _ends_with_the_release(namespace, *namespace.names(CONTROLLER))
 
 
 def test_a_refused_pod_is_reported_within_15_seconds(monkeypatch, caplog):
