@@ -5,7 +5,7 @@ import random
 import pytest
 
 from tests.faults.harness.crash_points import Death
-from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
+from tests.faults.harness.fleet import FaultyWorker, Fleet
 from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.sweep import seen_points, sweep
 from tests.faults.harness.worker import Plan, run
@@ -45,7 +45,7 @@ def test_a_worker_killed_while_trials_pause_and_are_promoted_changes_nothing(ser
             return FaultyWorker(url, folder, run=run, plan=plan, name=name, max_attempts=1000, **settings)
 
         endings = Fleet(start, 1).finish()
-        expected = Expected(6, 4, accounted(endings), reduction_factor=2)
+        expected = Expected(6, 4, endings, reduction_factor=2)
         assert endings.others + check_study(url, name, folder / "record", expected).violations == []
         reader = StudyReader(url, name)
         rows = reader.trials("t.number, p.step, t.state, p.intermediate_value", "trial_intermediate_values")
@@ -75,7 +75,7 @@ def test_workers_killed_while_creating_tables_and_study_leave_it_to_the_next(ser
             return FaultyWorker(url, tmp_path, run=run, plan=Plan(tmp_path / "record", death=death), **settings)
 
         endings = Fleet(start, 1).finish()
-        findings = check_study(url, "set-up", tmp_path / "record", Expected(4, 2, accounted(endings)))
+        findings = check_study(url, "set-up", tmp_path / "record", Expected(4, 2, endings))
     assert endings.num_killed_themselves == NUM_DEATHS
     assert not endings.others
     assert not findings.violations

@@ -9,12 +9,12 @@ from sqlalchemy.engine import make_url
 
 from tests.faults.harness.__main__ import Session
 from tests.faults.harness.figures import Figures
-from tests.faults.harness.fleet import FaultyWorker
+from tests.faults.harness.fleet import Endings, FaultyWorker
 from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.starts import Starts
 from tests.faults.harness.worker import Plan, run
 
-EXPECTED = Expected(num_trials=4, max_epochs=2, max_losses=0)
+EXPECTED = Expected(num_trials=4, max_epochs=2, endings=Endings())
 OF_TRIAL_1 = "trial_id = (SELECT trial_id FROM trials WHERE number = 1)"
 DAMAGES = {
     f"UPDATE trials SET state = 'RUNNING' WHERE {OF_TRIAL_1}": ["are not 4", "RUNNING in the end", "lease of trial id"],

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from tests.faults.harness.disks import small_disk
-from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
+from tests.faults.harness.fleet import FaultyWorker, Fleet
 from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.training import phantom_cache, run_training
 from tests.faults.harness.worker import Plan, run
@@ -37,7 +37,7 @@ def test_workers_take_turns_where_the_server_has_too_few_connections(narrow, tmp
             return FaultyWorker(guest.render_as_string(), tmp_path, run=run, plan=Plan(record), **settings)
 
         endings = Fleet(start, 8).finish()
-        findings = check_study(url, "scarce", record, Expected(24, 2, accounted(endings)))
+        findings = check_study(url, "scarce", record, Expected(24, 2, endings))
     assert "too many clients" in log_of(narrow) or "connection slots" in log_of(narrow)
     assert (endings.others, endings.num_finished) == ([], 8)
     assert not findings.violations
@@ -61,7 +61,7 @@ def test_workers_wait_while_the_database_s_disk_is_full(tmp_path):
         disk.free()
         restart_if_dead(server)
         endings = fleet.finish()
-        findings = check_study(url, "scarce", record, Expected(400, 3, accounted(endings)))
+        findings = check_study(url, "scarce", record, Expected(400, 3, endings))
     assert (endings.others, endings.num_finished) == ([], 4)
     assert not findings.violations
 

@@ -20,7 +20,10 @@ class Acknowledgements:
 
 
 def acknowledged(folder: Path) -> Iterator[list[Any]]:
-    """Return every acknowledged result: `["report", number, epoch, value]` and `["tell", number, outcome, value]`."""
+    """Return every acknowledged result: `["report", number, epoch, value]` and `["tell", number, outcome, value]`.
+
+    The value is None where a worker pruned a trial that another one had trained.
+    """
     for path in folder.glob("acknowledged-*.jsonl"):
         for line in path.read_text().splitlines(keepends=True):
             if line.endswith("\n"):

@@ -13,7 +13,7 @@ import psycopg2
 
 from tests.faults.harness.crash_points import Death
 from tests.faults.harness.figures import Figures
-from tests.faults.harness.fleet import FaultyWorker, Fleet, accounted
+from tests.faults.harness.fleet import FaultyWorker, Fleet
 from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.proxy import Counts, running_proxy
 from tests.faults.harness.worker import Plan
@@ -108,7 +108,7 @@ def chaos(
     endings = fleet.endings
     epochs_per_loss = 1 if dose.cache is None else dose.max_epochs
     factor = 2 if dose.pruner == "asha" else None
-    expected = Expected(dose.trials, dose.max_epochs, accounted(endings), epochs_per_loss, factor)
+    expected = Expected(dose.trials, dose.max_epochs, endings, epochs_per_loss, factor)
     figures = Figures(trials=dose.trials)
     figures.take(check_study(direct, name, record, expected), endings)
     figures.cuts, figures.withheld = proxy.counts.cuts.value, proxy.counts.withheld.value

@@ -54,7 +54,7 @@ class Figures:
         self.stuck, self.failed = findings.num_stuck, findings.num_failed
         self.acknowledged, self.lost = findings.num_acknowledged, findings.num_lost
         self.repeated, self.taken_over = findings.num_repeated, findings.num_taken_over
-        self.workers, self.leases_lost = endings.num_started, endings.num_leases_lost
+        self.workers, self.leases_lost = endings.num_started, endings.leases_lost.total()
         self.kills, self.kills_at_points = endings.num_killed, endings.num_killed_themselves
         self.terminations, self.other_ends = endings.num_terminated, len(endings.others)
         self.violations = len(findings.violations)

@@ -1,6 +1,7 @@
 """Worker processes under a supervisor that replaces those that are killed and records how each one exited."""
 
 import multiprocessing.connection
+import re
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from tests.faults.harness.crash_points import SELF_KILL
 from tests.support.processes import num_lines
 from tests.support.studies import Worker
 
-LOST: Final = "no longer belongs to this worker"
+LOST: Final = re.compile(r"trial (\d+) no longer belongs to this worker")
 NOT_RELEASED: Final = "can be resumed only when its lease has expired"
 
 
@@ -50,8 +51,8 @@ class Endings:
     num_killed_themselves: int = 0
     """At crash points; included in `num_killed`."""
     num_terminated: int = 0
-    num_leases_lost: int = 0
-    """By live workers, which noticed."""
+    leases_lost: Counter[int] = field(default_factory=Counter)
+    """By live workers, which noticed, by trial."""
     num_not_released: int = 0
     num_finished: int = 0
     others: list[str] = field(default_factory=list)
@@ -62,7 +63,7 @@ class Endings:
     def take(self, worker: FaultyWorker) -> None:
         code, log = worker.process.exitcode, worker.log()
         point = log.rpartition(SELF_KILL)[2].strip() if SELF_KILL in log else None
-        self.num_leases_lost += log.count(LOST)
+        self.leases_lost.update(map(int, LOST.findall(log)))
         self.num_not_released += log.count(NOT_RELEASED)
         if code == 0:
             self.num_finished += 1
@@ -134,8 +135,3 @@ class Fleet:
     def _next(self) -> FaultyWorker:
         self.endings.num_started += 1
         return self._start(self.endings.num_started - 1)
-
-
-def accounted(endings: Endings) -> int:
-    """Return how many epochs may have been computed twice: one per worker that lost its trial unexpectedly."""
-    return endings.num_killed + endings.num_leases_lost + endings.num_not_released

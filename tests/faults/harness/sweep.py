@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.faults.harness.crash_points import Death
-from tests.faults.harness.fleet import Endings, FaultyWorker, Fleet, accounted
+from tests.faults.harness.fleet import Endings, FaultyWorker, Fleet
 from tests.faults.harness.invariants import Expected, check_study
 from tests.faults.harness.worker import Plan, run
 from tests.support.processes import num_lines
@@ -141,7 +141,7 @@ def sweep(points: set[str], url: str, folder: Path, *, num_trials: int, num_stud
         if not swept.points:
             continue
         endings = kill_at_each(url, folder / name, swept)
-        expected = Expected(swept.num_trials, SETTINGS["max_epochs"], accounted(endings))
+        expected = Expected(swept.num_trials, SETTINGS["max_epochs"], endings)
         findings = check_study(url, name, folder / name / "record", expected)
         done.missed -= set(endings.points)
         done.num_kills += endings.num_killed_themselves

@@ -81,9 +81,7 @@ class Watch:
         self.values: dict[int, float] = {}
         self._noted: set[int] = set()
 
-    def trial_started(self, number: int, attempt: int, params: dict[str, Any], phase: Any) -> None:
-        del attempt, params, phase
-        self.values.pop(number, None)  # another worker may have reported later epochs
+    def trial_started(self, *_given: Any) -> None:
         self._noted = set()
         self.points.enter("train")
 
@@ -91,8 +89,9 @@ class Watch:
         """Do nothing."""
 
     def trial_ended(self, number: int, outcome: TrialOutcome | None) -> None:
-        if outcome in {"complete", "pruned"} and number in self.values:  # it may be pruned as it is resumed
-            self.acknowledgements.write("tell", number, outcome, self.values[number])
+        value = self.values.pop(number, None)  # None: pruned as it was resumed, or by a claim while it was paused
+        if outcome in {"complete", "pruned"}:
+            self.acknowledgements.write("tell", number, outcome, value)
         self.points.enter("claim" if outcome is None else "clean up")
 
     def finished(self, _summary: Any) -> None:
