@@ -23,6 +23,10 @@ def check_call(settings: Settings, shown: Collection[str], given: Mapping[str, A
         shown: the settings that the command has flags for.
         given: the command's other arguments by name.
     """
+    work = settings.work.absolute()
+    place = next(path for path in (work, *work.parents) if os.path.exists(path))  # noqa: PTH110 - raises nothing
+    if not place.is_dir():
+        raise ConfigurationError("the work folder is a file", got=str(place), hint="name a folder with --work")
     check_arguments(settings.folder, given)
     if "evaluation.num_bootstrap" in shown:
         model_file(settings.folder, given.get("model_path"))

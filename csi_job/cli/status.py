@@ -62,7 +62,9 @@ def status(
     opened = partial(open_study, settings.storage, settings.work, settings.study.name)
     # A program that reads JSON retries by itself: `status --release` does.
     study = _wait_for_study(opened, every) if watch and not as_json else opened()
-    with _display(render_status, status_json, watch=watch, as_json=as_json) as show:
+    model = settings.folder.final(settings.study.name).optimized_model
+    render = partial(render_status, has_model=model.is_file())
+    with _display(render, status_json, watch=watch, as_json=as_json) as show:
         show(state := study_status(study))
         while watch and not state.is_finished:
             time.sleep(every)

@@ -45,7 +45,8 @@ _SHORTENED = "a spreadsheet dropped digits of this number: import the column as 
 _CONTROLS = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, surrogates, line and paragraph separators
 _BETWEEN_WORDS = re.compile(r"[\s._-]+")
 _LIKE_PATIENTS = re.compile(
-    r"\s*(?:(?:patient(?:en)?|subject|person)[-_ ]*(?:id|no|nr|number|key|uid|name)?|pid|mrn)\.?\s*", re.IGNORECASE
+    r"\s*(?:(?:pat(?:ient(?:en)?)?\.?|subject|person)[-_ ]*(?:id|no|nr|number|key|uid|name)?|pid|mrn)\.?\s*",
+    re.IGNORECASE,
 )
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[;,\t]*', re.IGNORECASE)  # first line, as Excel reads and writes it
 _NUM_LINES_SEARCHED = 100  # for a header below titles
@@ -204,7 +205,7 @@ def _refusal(problems: Sequence[Problem], unknown_values: Sequence[str]) -> Data
         return DataError(what, allowed=allowed, problems=problems)
     values = json.dumps([*unknown_values, *likely], ensure_ascii=False)
     words = ", ".join(map(repr, likely))
-    hint = f"if {words} means unknown, set radiographs: {{unknown_values: {values}}} in a --config file"
+    hint = f"to read {words} as unknown, set radiographs: {{unknown_values: {values}}} in a --config file"
     return DataError(what, allowed=allowed, hint=hint, problems=problems)
 
 
@@ -221,7 +222,9 @@ class _Lines:
             raise DataError("the label table is empty")
         separators = (stated[1], *SEPARATORS) if stated else SEPARATORS
         best = max(separators, key=lambda separator: _header_merit(header, separator))
-        self._reader = csv.reader(io.StringIO(text, newline=""), delimiter=best, strict=True)
+        self._reader = csv.reader(
+            io.StringIO(text, newline=""), delimiter=best, skipinitialspace=best != " ", strict=True
+        )
         if stated:
             self._next_cells()
         header_cells = self._next_cells() or []
@@ -333,11 +336,12 @@ def _find_columns(cells: Sequence[str], separator: str) -> dict[str, int]:
         shown = ", ".join(_shown(cell) for cell in cells[:NUM_COLUMNS_NAMED])
         raise DataError(
             f"the label table lacks the column{'s'[: len(missing) > 1]} {', '.join(missing)}",
-            hint=f"its columns, split at '{_separator_name(separator)}', are {shown}",
+            hint=f"name them so, one row per image; its columns, split at '{_separator_name(separator)}', are {shown}",
         )
     repeated = [name for name, (header, word) in words.items() if header.count(word) > 1]
     if repeated:
-        raise DataError(f"the label table has the column {', '.join(repeated)} more than once")
+        what = f"the label table has the column {', '.join(repeated)} more than once"
+        raise DataError(what, hint="rename or delete all but one")
     return known
 
 
@@ -351,7 +355,7 @@ def _line_of_header(text: str) -> int:
 def _header_merit(header: str, separator: str) -> tuple[int, int]:
     """Return how many known columns a separator shows, then how many cells."""
     try:
-        cells = next(csv.reader([header], delimiter=separator), [])
+        cells = next(csv.reader([header], delimiter=separator, skipinitialspace=separator != " "), [])
     except csv.Error:
         return (0, 0)
     return (len({*map(_joined, cells)} & {*map(_joined, REQUIRED_COLUMNS)}), len(cells))

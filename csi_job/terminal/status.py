@@ -31,8 +31,11 @@ OUTCOME_STYLES: dict[TrialOutcome, str] = {
 }
 
 
-def render_status(status: StudyStatus) -> RenderableType:
-    """Return the progress of a study, its best trial, what is running, and what failed."""
+def render_status(status: StudyStatus, *, has_model: bool = False) -> RenderableType:
+    """Return the progress of a study, its best trial, what is running, what failed, and what to do next.
+
+    `has_model` says whether there is a final model of this study.
+    """
     numbers = {outcome: getattr(status, f"num_{outcome}") for outcome in OUTCOMES}
     shown = (outcome for outcome in OUTCOMES if numbers[outcome] or outcome in {"complete", "pruned"})
     outcomes = Text("  ").join(
@@ -52,7 +55,7 @@ def render_status(status: StudyStatus) -> RenderableType:
         total = fmt.plural(confirmation.num_finished + confirmation.num_left, "training")
         parts += [Text(), Text(f"Confirmation: {confirmation.num_finished} of {total} done{status.confirmed_after}")]
         parts += [_running(confirmation.running, "training")] if confirmation.running else []
-    parts += [Text(), Text(_pace(status))]
+    parts += [Text(), Text(_pace(status, has_model=has_model))]
     if status.failures:
         table = plain_table("Failed", "Reason", left=("Reason",))
         for reason, number in status.failures[:MAX_ROWS]:
@@ -118,11 +121,14 @@ def epochs_done(trial: RunningStatus) -> str:
     return f"{done}/{trial.max_epochs}" if trial.max_epochs else str(done)
 
 
-def _pace(status: StudyStatus) -> str:
+def _pace(status: StudyStatus, *, has_model: bool) -> str:
     if status.is_finished and status.confirmation is not None and status.confirmation.num_left:
         return "The search is finished; its best candidates are trained with several seeds."
     if status.is_finished:
-        return "The study is finished. Add trials (--more-trials K) or train the final model (csi-job train-optimized)."
+        then = "train the final model (csi-job train-optimized)"
+        if has_model and status.is_confirmed:
+            then = "evaluate the final model (csi-job evaluate)"
+        return f"The study is finished. Add trials (--more-trials K) or {then}."
     if status.trials_per_h is None:
         return "Time left: unknown until a trial has finished and another is running."
     left = f", about {fmt.duration(status.eta_s)} left" if status.eta_s is not None else ""

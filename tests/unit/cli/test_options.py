@@ -121,6 +121,10 @@ def test_a_terminal_without_a_size_is_written_to(monkeypatch):
         (["status", "--every", "inf"], 2, "inf is not in the range 0.2<=x<=86400.0"),
         (["cluster", "check", "--wait", "nan"], 2, "nan is not a number of seconds"),
         (["status", "--work", "x" * 5000], 2, "xxx); name another path"),
+        *(
+            (words, 2, "the work folder is a file, got")
+            for words in (["status", "--work", __file__], ["study", "list", "--work", f"{__file__}/below"])
+        ),
         (["hyperopt", "--n-trials", "many"], 2, "csi-job hyperopt --help"),
         (["hyperopt", "--sampler", "magic"], 2, "'tpe', 'tpe_per_cost', 'random', 'cmaes', 'auto'"),
         (["config", "show", "--config", "none.yaml"], 2, "none.yaml"),

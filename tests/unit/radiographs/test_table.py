@@ -60,6 +60,11 @@ def test_the_first_line_may_state_the_separator(tmp_path, separator, line, encod
     assert (table.file_ids, table.rows) == (("film 1",), (3,))
 
 
+def test_quoted_cells_may_follow_a_space(tmp_path):
+    quoted = [tuple(f'"{cell}"' for cell in cells) for cells in (HEADER, ROW)]
+    assert read(tmp_path, lines(*quoted, separator=", ")).file_ids == ("film 1",)
+
+
 @pytest.mark.parametrize(
     ("cells", "score"),
     [
@@ -110,7 +115,7 @@ MISSING = ["-", "\u2014", ".", "#N/A", "n/a", "NULL", "None", "<NA>", "(null)", 
 def test_a_refusal_names_the_setting_that_makes_a_word_unknown_and_following_it_helps(tmp_path, word):
     table = lines(HEADER, ROW, ("b", "9", word, *"00000"))  # a patient may have the number that means unknown
     message = str(refusal(tmp_path, table))
-    assert f"if {word!r} means unknown, set radiographs: {{unknown_values:" in message
+    assert f"to read {word!r} as unknown, set radiographs: {{unknown_values:" in message
     setting = yaml.safe_load(message.partition(", set ")[2].partition(" in a --config file")[0])
     assert read(tmp_path, table, **setting["radiographs"]).zones_NZ[1, 0] == 4
     assert "radiographs.unknown_values" in str(refusal(tmp_path, lines(HEADER, ("b", "P", "two", *"00000"))))
@@ -201,7 +206,8 @@ def test_patients_that_look_alike_are_counted(tmp_path, other):
 
 
 @pytest.mark.parametrize(
-    ("name", "like"), [("patient_id", "patient_id"), ("Subject No.", "Subject No."), ("PatientAge", "")]
+    ("name", "like"),
+    [("patient_id", "patient_id"), ("Subject No.", "Subject No."), ("Pat.-Nr.", "Pat.-Nr."), ("PatientAge", "")],
 )
 def test_a_column_that_may_name_the_patients_is_noticed(tmp_path, name, like):
     table = read(tmp_path, lines(("FileID", name, *ZONES), ("a", "P", *"000000")))
@@ -220,9 +226,9 @@ def test_a_column_that_may_name_the_patients_is_noticed(tmp_path, name, like):
         ("# PACS\n\n" + lines(HEADER, ROW, separator=","), "the header seems to be line 3"),
         (lines(HEADER, ROW, separator=" / "), "1 cell when split at ';'"),
         (lines(HEADER, ROW, separator=" / "), "semicolon, comma, tab or |"),
-        (lines(HEADER[:-1], ROW[:-1]), "lacks the column left_inf"),
+        (lines(HEADER[:-1], ROW[:-1]), "lacks the column left_inf; name them so, one row per image; its columns"),
         (lines(HEADER[1:-1], ROW[1:-1]), "lacks the columns FileID, left_inf"),
-        (lines((*HEADER, "left_inf"), (*ROW, "1")), "left_inf more than once"),
+        (lines((*HEADER, "left_inf"), (*ROW, "1")), "left_inf more than once; rename or delete all but one"),
         (lines(HEADER, ROW) + '"unclosed', "malformed"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer and not the table itself"),
         (b"PK\x03\x04\x00\x00\x00", "the label table is an Excel, OpenDocument or ZIP file"),

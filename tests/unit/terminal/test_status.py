@@ -77,7 +77,12 @@ def test_a_confirmation_from_before_trials_were_added_says_so(target, after):
 
 def test_a_finished_study_says_what_to_do_next():
     finished = StudyStatus("s", "f1", 1, 1, 0, 0, 0, 0, 0, (), BEST, None, None, ())
-    assert "--more-trials" in shown(render_status(finished))
+    assert "(--more-trials K) or train the final model" in shown(render_status(finished))
+    confirmed = replace(finished, confirmation=ConfirmationStatus(6, 0, (), planned_for=1))
+    assert "or train the final model" in shown(render_status(confirmed))
+    assert "or evaluate the final model" in shown(render_status(confirmed, has_model=True))
+    more = replace(confirmed, target=2, num_complete=2)
+    assert "or train the final model" in shown(render_status(more, has_model=True))
 
 
 def test_a_status_survives_json():
