@@ -38,6 +38,8 @@ ENVIRONMENT_PREFIX = "CSI_JOB_"
 NOT_SETTINGS = {"CSI_JOB_LOG_FORMAT", "CSI_JOB_TO_URL", "CSI_JOB_TO_PASSWORD", "CSI_JOB_TO_PASSWORD_FILE"}
 # Instead of pydantic's, for those who know no Python.
 PLAIN_WORDS = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
     "finite_number": "must be a finite number",
     "float_parsing": "must be a number",
     "float_type": "must be a number",
@@ -203,14 +205,14 @@ def walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Tree]]:
-    """Yield each variable's origin and tree; mappings and lists are parsed as YAML, unless the setting is text."""
+    """Yield each variable's origin and tree; YAML's mappings, lists and null are parsed, unless the setting is text."""
     for name, text in sorted(environment.items()):
         if not name.startswith(ENVIRONMENT_PREFIX) or name in NOT_SETTINGS:
             continue
         path = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
         kind, value = _type_of(path), text
         is_text = kind in (str, SecretStr, Path) or get_origin(kind) is Literal  # taken literally
-        if text[:1] in ("{", "[") and not is_text:
+        if (text[:1] in ("{", "[") or text == "null") and not is_text:
             from csi_job.yaml_file import read_variable
 
             value = read_variable(name, text, is_secret=_may_be_secret(path))
@@ -248,10 +250,10 @@ def _paths(tree: Tree, prefix: str = "") -> Iterator[str]:
             yield path
 
 
-def _meant(path: str) -> str:
-    """Return what to do about an unknown setting: its name may be right and its section wrong."""
-    known = [name for name, _ in walk(Settings())]
-    near = difflib.get_close_matches(_last(path), map(_last, known), n=1, cutoff=0.75)
+def _meant(path: str, value: object) -> str:
+    """Return what to do about an unknown setting or section: its name may be right and its section wrong."""
+    known = [*Settings.model_fields] if isinstance(value, dict) else [name for name, _ in walk(Settings())]
+    near = difflib.get_close_matches(_last(path).lower(), map(_last, known), n=1, cutoff=0.75)
     meant = [name for name in known if _last(name) in near]
     return f"did you mean {' or '.join(meant)}?" if meant else "see `csi-job config show`"
 
@@ -271,9 +273,14 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> Configurati
     named = ", ".join([*others_at][:NUM_PROBLEMS_NAMED]) + ", …" * (len(others_at) > NUM_PROBLEMS_NAMED)
     more = f"; {len(others_at)} more invalid setting{'s'[: len(others_at) > 1]}: {named}" if others_at else ""
     section, parent = _type_of(path), _type_of(path.rpartition(".")[0])
+    if first["type"] == "extra_forbidden" and "." in (key := str(first["loc"][-1])):
+        nested = f"{key.replace('.', ': {')}: …{'}' * key.count('.')}"
+        return ConfigurationError(f"unknown setting '{key}'{source}", hint=f"write it as {nested}{more}")
     if first["type"] == "extra_forbidden":
         siblings = sorted(parent.model_fields) if _is_section(parent) else list(Settings.model_fields)
-        return ConfigurationError(f"unknown setting {path}{source}", allowed=siblings, hint=_meant(path) + more)
+        return ConfigurationError(
+            f"unknown setting {path}{source}", allowed=siblings, hint=_meant(path, first["input"]) + more
+        )
     kind, value, hint = first["type"], first["input"], "see `csi-job config show`"
     what = PLAIN_WORDS.get(kind, first["msg"].removeprefix("Value error, "))
     if kind == "model_type" and _is_section(section) and issubclass(section, Parameter):

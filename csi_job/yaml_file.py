@@ -97,7 +97,7 @@ def yaml_line(value: Any) -> str:
 
 def yaml_problem(error: yaml.YAMLError) -> str:
     """Return the parser's message without the word it quotes last: what looks like an alias may be a password."""
-    problem = getattr(error, "problem", None) or "not YAML"
+    problem = (getattr(error, "problem", None) or "not YAML").removeprefix("but ")
     return re.sub(r" '[^<' ][^ ]+'$", "", problem)
 
 
@@ -116,7 +116,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         with path.open(encoding="utf-8-sig") as file:
             tree = parse_yaml(file.read(_MAX_YAML_CHARACTERS + 1))
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        reason = getattr(error, "strerror", None) or "not UTF-8 text: save it as UTF-8"
         raise ConfigurationError(f"the settings file cannot be read ({reason})", got=str(path)) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

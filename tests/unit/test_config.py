@@ -274,11 +274,34 @@ def test_an_unknown_key_is_rejected_with_its_siblings():
         ("study.patience", "space.patience or baseline.patience"),
         ("trial.image_size", "cache.image_size_px"),
         ("trials", "study.num_trials"),
+        ("spcae.patience", "space"),
+        ("Study.num_trials", "study"),
     ],
 )
 def test_an_unknown_setting_is_looked_for_in_the_other_sections(unknown, meant):
     with pytest.raises(ConfigurationError, match=rf"did you mean {meant}\?"):
         load_settings({unknown: 1}, environment={})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("study.num_trials: 5", r"unknown setting 'study.num_trials' .*; write it as study: \{num_trials: …\}$"),
+        ("trial: {augment.flip: 0}", r"unknown setting 'augment.flip' .*; write it as augment: \{flip: …\}$"),
+        ("trial: {cuda_graphs: 2}", "must be true or false, got 2"),
+        ("study: {seed: 1}\n---\nstudy: {seed: 2}", "is not valid YAML: found another document"),
+    ],
+)
+def test_a_mistake_in_a_file_is_answered_in_its_words(tmp_path, line, message):
+    with pytest.raises(ConfigurationError, match=message):
+        load_settings({}, write(tmp_path, line), {})
+
+
+def test_a_variable_takes_a_limit_or_a_parameter_away(tmp_path):
+    file = write(tmp_path, "study: {max_epochs_total: 9}")
+    variables = {"CSI_JOB_STUDY__MAX_EPOCHS_TOTAL": "null", "CSI_JOB_SPACE__MOMENTUM": "null"}
+    settings = load_settings({}, file, {**variables, "CSI_JOB_STUDY__NAME": "null"}).settings
+    assert (settings.study.max_epochs_total, settings.space.momentum, settings.study.name) == (None, None, "null")
 
 
 def test_the_package_has_the_version_of_its_metadata():
