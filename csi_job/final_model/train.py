@@ -31,7 +31,7 @@ from csi_job.html import format as fmt
 from csi_job.logs import progress
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.signals import listening
-from csi_job.storage.attributes import STUDY_UID, is_same_uid
+from csi_job.storage.attributes import PLANNED_FOR, STUDY_UID, is_same_uid
 from csi_job.storage.claim import count_trials
 from csi_job.storage.optuna_private import study_id_of
 from csi_job.storage.storage import storage_of
@@ -145,6 +145,8 @@ class FinalTraining:
             with self._exclusive():
                 finished = self._finished()
             if finished:
+                if self._shared and PLANNED_FOR in self._shared[1].user_attrs:
+                    self._plan(*self._shared)  # trials may have been added that are no candidates
                 return finished
             reasons = self.share_trainings()
             with self._exclusive():
@@ -155,30 +157,42 @@ class FinalTraining:
 
         Return why recipes, by their digest, cannot be trained.
         """
-        if self.study is None or self.record is None or self.record.cache_key != self.cache.info.key:
+        if self._shared is None:
             return {}
-        beside, storage = open_confirmation(self.study), storage_of(self.study)
-        count = partial(count_trials, study_id=study_id_of(self.study))
-
-        def replan(_: object = None) -> int:
-            num_searched = storage.read(count).num_finished
-            progress = plan(beside, lambda trials: self.confirmation.trainings(*results_of(trials)), num_searched)
-            self.on_progress(progress)
-            return progress.num_left
-
+        study, confirmation = self._shared
         update = {"pruner": "none", "sampler": "random", "objective": "f1"}
-        while replan():
+        while self._plan(study, confirmation):
             run_worker(
-                beside,
+                confirmation,
                 self.confirmation.objective,
                 suggest=training_of,
                 settings=self.worker.model_copy(update=update),
                 work=self.work.root,
-                options=replace(self.options, on_trial_finished=replan, may_add=False, waits=waits, noun="training"),
+                options=replace(
+                    self.options,
+                    on_trial_finished=lambda _: self._plan(study, confirmation),
+                    may_add=False,
+                    waits=waits,
+                    noun="training",
+                ),
             )
             if not waits:
                 break
-        return results_of(beside.get_trials(deepcopy=False))[1]
+        return results_of(confirmation.get_trials(deepcopy=False))[1]
+
+    @cached_property
+    def _shared(self) -> tuple[optuna.Study, optuna.Study] | None:
+        """The study and its confirmation; None if the trainings are on other data, or of no study."""
+        if self.study is None or self.record is None or self.record.cache_key != self.cache.info.key:
+            return None
+        return self.study, open_confirmation(self.study)
+
+    def _plan(self, study: optuna.Study, confirmation: optuna.Study) -> int:
+        """Enqueue the trainings that are missing; return how many are waiting or running."""
+        num_searched = storage_of(study).read(partial(count_trials, study_id=study_id_of(study))).num_finished
+        progress = plan(confirmation, lambda trials: self.confirmation.trainings(*results_of(trials)), num_searched)
+        self.on_progress(progress)
+        return progress.num_left
 
     def _finished(self) -> FinalModel | None:
         """Return the models if exactly this was completed and its files are intact."""

@@ -30,6 +30,7 @@ from csi_job.study.confirmation import TRAINING, Training, open_confirmation, tr
 from csi_job.study.definition import define_study
 from csi_job.study.record import read_record
 from csi_job.study.settings import StudySettings
+from csi_job.study.status import study_status
 from csi_job.study.studies import delete_study, list_studies
 from csi_job.study.worker import WorkerOptions
 from csi_job.study_settings import definition_of
@@ -249,6 +250,17 @@ def test_workers_of_a_search_leave_nothing_to_train(cache_folder, tmp_path, monk
     replace(shared, worker=of_the_search).share_trainings(waits=False)
     monkeypatch.setattr(SeedTrainer, "keep", None)
     assert shared.run().is_new
+
+
+def test_a_model_that_added_trials_do_not_change_is_up_to_date_for_status_too(cache_folder, tmp_path):
+    shared = request(tmp_path, cache_folder, num_candidates=1, num_seeds=1, max_epochs=1)
+    shared.run()
+    shared.study.add_trial(create_trial(state=TrialState.PRUNED))
+    assert study_status(shared.study).confirmation.planned_for == 3
+    again = request(tmp_path, cache_folder, num_candidates=1, num_seeds=1, max_epochs=1)
+    assert not again.run().is_new
+    confirmation = study_status(again.study).confirmation
+    assert (confirmation.planned_for, confirmation.num_left) == (4, 0)
 
 
 def test_a_search_ended_by_its_budget_starts_no_trial_and_confirms_in_the_time_left(cache_folder, tmp_path):
