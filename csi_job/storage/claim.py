@@ -22,11 +22,11 @@ from csi_job.storage.attributes import (
 )
 from csi_job.storage.engine import now_s, upsert
 from csi_job.storage.lease import RELEASED_AT_S, Lease, is_in_future, is_orphan, running_trials
-from csi_job.storage.rungs import Rungs, count_epochs, has_complete, prune_paused, standings_of_paused
+from csi_job.storage.rungs import Rungs, prune_paused, standings_of_paused
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.study_rows import store_target
 from csi_job.storage.tables import LEASES, STUDY_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
-from csi_job.storage.trial_rows import TrialWrite, insert_running, set_state, write_rows
+from csi_job.storage.trial_rows import TrialWrite, count_epochs, has_complete, insert_running, set_state, write_rows
 
 logger = logging.getLogger(__name__)
 RELEASE_S: Final = 10.0  # of waiting for the database, well within a pod's grace period (60 s in the chart)

@@ -5,7 +5,6 @@ from the stored epochs, so that nothing else has to agree with them. A paused tr
 released by the attempt that its attribute `PAUSED` names.
 """
 
-import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
-from csi_job.storage.attributes import BRACKET, CONSTRAINT, COUNTS, CURVE, MIN_RESOURCE, REASON, REDUCTION_FACTOR
+from csi_job.storage.attributes import BRACKET, CONSTRAINT, COUNTS, MIN_RESOURCE, REASON, REDUCTION_FACTOR
 from csi_job.storage.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
 from csi_job.storage.trial_rows import TrialWrite, write_rows
 
@@ -126,19 +125,3 @@ def prune_paused(connection: Connection, pruned: Iterable[Standing]) -> None:
         reason = f"paused after epoch {standing.step + 1}, where others were better"
         write = TrialWrite(user_attrs={REASON: reason}, values=[standing.last_value], state=TrialState.PRUNED)
         write_rows(connection, standing.trial_id, write)
-
-
-def has_complete(connection: Connection, study_id: int) -> bool:
-    """Return whether a trial of a study is complete."""
-    is_complete = (TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.COMPLETE)
-    return connection.execute(sa.select(TRIALS.c.trial_id).where(*is_complete).limit(1)).first() is not None
-
-
-def count_epochs(connection: Connection, study_id: int) -> int:
-    """Return the number of epochs stored over all trials of a study, whatever became of them."""
-    is_here = TRIALS.c.study_id == study_id
-    steps = sa.select(sa.func.count()).select_from(STEPS.join(TRIALS, TRIALS.c.trial_id == STEPS.c.trial_id))
-    curves = sa.select(USER_ATTRIBUTES.c.value_json).join(TRIALS, TRIALS.c.trial_id == USER_ATTRIBUTES.c.trial_id)
-    texts = connection.execute(curves.where(is_here, USER_ATTRIBUTES.c.key == CURVE)).scalars()
-    of_curves = sum(len(curve) for text in texts if isinstance(curve := json.loads(text), list))
-    return connection.execute(steps.where(is_here)).scalar_one() + of_curves

@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Connection
 
-from csi_job.storage.attributes import CONSTRAINT, INFEASIBLE, REASON, RUNG_PREFIX, readable_by_optuna
+from csi_job.storage.attributes import CONSTRAINT, CURVE, INFEASIBLE, REASON, RUNG_PREFIX, readable_by_optuna
 from csi_job.storage.engine import now_utc, upsert
 from csi_job.storage.optuna_private import (
     STEP_TYPES,
@@ -174,6 +174,22 @@ def stored_distribution(connection: Connection, trial_id: int, name: str) -> Bas
     query = sa.select(PARAMS.c.distribution_json).join(TRIALS, TRIALS.c.trial_id == PARAMS.c.trial_id)
     text = connection.execute(query.where(TRIALS.c.study_id == study_id, PARAMS.c.param_name == name)).scalar()
     return None if text is None else parsed_distribution(text)
+
+
+def has_complete(connection: Connection, study_id: int) -> bool:
+    """Return whether a trial of a study is complete."""
+    is_complete = (TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.COMPLETE)
+    return connection.execute(sa.select(TRIALS.c.trial_id).where(*is_complete).limit(1)).first() is not None
+
+
+def count_epochs(connection: Connection, study_id: int) -> int:
+    """Return the number of epochs stored over all trials of a study, whatever became of them."""
+    is_here = TRIALS.c.study_id == study_id
+    steps = sa.select(sa.func.count()).select_from(STEPS.join(TRIALS, TRIALS.c.trial_id == STEPS.c.trial_id))
+    curves = sa.select(USER_ATTRIBUTES.c.value_json).join(TRIALS, TRIALS.c.trial_id == USER_ATTRIBUTES.c.trial_id)
+    texts = connection.execute(curves.where(is_here, USER_ATTRIBUTES.c.key == CURVE)).scalars()
+    of_curves = sum(len(curve) for text in texts if isinstance(curve := json.loads(text), list))
+    return connection.execute(steps.where(is_here)).scalar_one() + of_curves
 
 
 class Part(NamedTuple):

@@ -26,11 +26,10 @@ from csi_job.storage.attributes import (
 )
 from csi_job.storage.claim import count_trials
 from csi_job.storage.optuna_private import trial_id_of
-from csi_job.storage.rungs import count_epochs
 from csi_job.storage.storage import StudyStorage
 from csi_job.storage.study_rows import find_study, lock_study, store_target, stored_attributes
 from csi_job.storage.tables import PARAMS, SYSTEM_ATTRIBUTES, TRIALS, USER_ATTRIBUTES
-from csi_job.storage.trial_rows import add_trial, read_trials
+from csi_job.storage.trial_rows import add_trial, count_epochs, read_trials
 from csi_job.study.definition import Definition, differences, find_or_create, load_study
 from csi_job.study.settings import checked_name
 from csi_job.transfer.copy import Row, TrialRows, insert_trial_rows, read_trial_rows

@@ -7,10 +7,10 @@ from optuna.trial import TrialState
 from csi_job.errors import ConfigurationError
 from csi_job.storage.attributes import CURVE, MAX_EPOCHS_TOTAL
 from csi_job.storage.claim import NothingToClaim
-from csi_job.storage.rungs import Rungs, count_epochs
+from csi_job.storage.rungs import Rungs
 from csi_job.storage.storage import open_storage
 from csi_job.storage.tables import STUDY_ATTRIBUTES
-from csi_job.storage.trial_rows import TrialWrite
+from csi_job.storage.trial_rows import TrialWrite, count_epochs
 from csi_job.study.record import StudyRecord
 from csi_job.study.status import study_status
 from csi_job.study.studies import enqueue_trial
