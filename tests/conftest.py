@@ -1,5 +1,7 @@
 """What every test shares: a clean environment, phantoms, and services that skip locally but fail under CI."""
 
+import atexit
+import gc
 import os
 import signal
 from pathlib import Path
@@ -10,6 +12,9 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests train at once on few cores
+gc.set_threshold(100_000, 20, 20)  # importing torch and all tests makes half a million objects, none of them garbage
+if "PYTEST_XDIST_WORKER" in os.environ:  # at its end, a search of all of them for garbage takes seconds
+    atexit.register(os._exit, 0)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, as would its programs
 # No generated test fails because the machine is busy, and each example cleans up after itself.
 patient = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -40,6 +45,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the slow rooms."""
     slow = {"faults": 0, "integration": 1}
     items.sort(key=lambda item: slow.get(item.path.relative_to(Path(__file__).parent).parts[0], 2))
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what was imported from later garbage collections."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
