@@ -1,7 +1,6 @@
 import gc
 import math
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -207,12 +206,11 @@ from csi_job.trial.trainer import keep_compiled
 keep_compiled(TrialSettings(compile=True), Path(sys.argv[1]))
 from torch._dynamo.utils import counters  # which sets torch's own folder where none is set
 with torch.no_grad():
-    torch.compile(torch.nn.Linear(2, 2))(torch.ones(1, 2))
+    torch.compile(torch.nn.Linear(64, 64))(torch.ones(64, 64))  # large enough for a library's kernel: no C++ to build
 print([counters["inductor"][f"fxgraph_cache_{outcome}"] for outcome in ("miss", "hit")])
 """
 
 
-@pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("clang")), reason="needs a C compiler")
 def test_what_a_process_compiles_later_ones_find(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR")}
     for expected in ("[1, 0]", "[0, 1]"):
