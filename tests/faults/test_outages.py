@@ -22,7 +22,7 @@ def wait_for_epochs(work, more_than):
 
 
 def test_training_continues_during_an_outage(mortal, mortal_url, tmp_path):
-    worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=150, epoch_s=0.1, pruner="none")
+    worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=100, epoch_s=0.1, pruner="none")
     num_epochs = wait_for_epochs(tmp_path, 2)
     mortal.stop()
     try:
@@ -32,8 +32,8 @@ def test_training_continues_during_an_outage(mortal, mortal_url, tmp_path):
     assert worker.wait() == 0, worker.log()
     assert "training continues" in worker.log()
     assert "is back after" in worker.log()
-    check_exact(mortal_url, 1, 150)
-    assert (tmp_path / "computed.log").read_text().splitlines() == [f"0 {epoch}" for epoch in range(150)]
+    check_exact(mortal_url, 1, 100)
+    assert (tmp_path / "computed.log").read_text().splitlines() == [f"0 {epoch}" for epoch in range(100)]
 
 
 def test_a_worker_killed_during_an_outage_loses_one_epoch_at_most(mortal, mortal_url, tmp_path):
@@ -56,7 +56,7 @@ def test_a_worker_killed_during_an_outage_loses_one_epoch_at_most(mortal, mortal
 
 def test_waiting_for_the_database_does_not_count_as_a_stall(mortal, mortal_url, tmp_path):
     """Finishing a trial and claiming one wait longer than `stall_s`."""
-    worker = Worker(mortal_url, tmp_path, num_trials=20, max_epochs=2, epoch_s=0.1, stall_s=4.0, pruner="none")
+    worker = Worker(mortal_url, tmp_path, num_trials=8, max_epochs=2, epoch_s=0.1, stall_s=4.0, pruner="none")
     wait_for_epochs(tmp_path, 2)
     mortal.stop()
     try:
@@ -65,7 +65,7 @@ def test_waiting_for_the_database_does_not_count_as_a_stall(mortal, mortal_url, 
         mortal.start()
     assert worker.wait() == 0, worker.log()
     assert "is back after" in worker.log()
-    check_exact(mortal_url, 20, 2)
+    check_exact(mortal_url, 8, 2)
 
 
 def test_too_long_an_outage_ends_the_worker_with_one_line(mortal, mortal_url, tmp_path):
