@@ -17,7 +17,8 @@ from csi_job.logs import announced
 FORM = ("image_size_px", "normalisation")  # what a model card says of the images
 CSI_NOTE = (
     "csi: expected CSI, from the probabilities of the zones' scores; "
-    "mean_score: mean of the zones' most probable scores"
+    "mean_score: mean of the zones' most probable scores; "
+    "risk: the class of csi, which near a limit need not be the most probable one"
 )
 
 

@@ -99,6 +99,8 @@ def enqueue(loaded: LoadedSettings, name: str, parameters: tuple[str, ...], *, r
         if not equals:
             raise ConfigurationError("parameters are given as PARAMETER=VALUE", got=key, hint="e.g. learning_rate=3e-4")
     params = {key: value for key, _, value in pairs}
+    if len(params) < len(pairs):
+        raise ConfigurationError("a parameter is given twice", got=" ".join(parameters), hint="give each once")
     study = open_study(loaded.settings.storage, loaded.settings.work, name)
     number = enqueue_trial(study, loaded.settings.space, params, raise_total=raise_total)
     search = next_command(loaded, "hyperopt", "--study-name", name)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from csi_job.study.record import StudyRecord
 
 MAX_BYTES = 10_000_000  # far above an optimized_params.json with hundreds of candidates
-HINT = "use models/hyperopt/<study>_best_params.json, which csi-job hyperopt writes, or a file like it"
+HINT = "use models/hyperopt/<study>_best_params.json, which `csi-job report` writes again, or a file like it"
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ class TrialView:
     f1_error: float | None
     """Its standard error over patients."""
     params: dict[str, Any]
+    """Of a waiting trial, those it was enqueued with."""
     phase: Phase | None
     curve: tuple[tuple[int, float], ...]
     """Epochs, from 0, and their validation F1."""
@@ -233,13 +234,14 @@ def _view_trial(frozen: FrozenTrial, phases: list[Phase]) -> TrialView:
     if paused := stored.runs_of(frozen):
         runs = [Run(_time(first), None if last is None else _time(last), worker) for first, last, worker in paused]
     is_final = frozen.state is TrialState.COMPLETE and frozen.values
+    fixed = frozen.system_attrs.get(stored.FIXED_PARAMS) if frozen.state is TrialState.WAITING else None
     f1 = frozen.values[0] if is_final else max((f1 for _, f1 in curve), default=None)
     return TrialView(
         number=frozen.number,
         outcome=stored.outcome_of(frozen),
         f1=f1 if f1 is not None and math.isfinite(f1) else None,
         f1_error=stored.f1_standard_error_of(frozen),
-        params=dict(frozen.params),
+        params=dict(frozen.params or (fixed if isinstance(fixed, dict) else {})),
         phase=phase,
         curve=curve,
         losses=tuple(row for row in stored.rows_of(frozen, stored.LOSSES, int, float, float) if row[0] in epochs),

@@ -5,6 +5,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from csi_job.report.study_view import view_study
+from csi_job.storage.attributes import FIXED_PARAMS
 from csi_job.study.studies import enqueue_trial
 from csi_job.study.target import set_target
 from csi_job.trial.space import SearchSpace
@@ -55,6 +56,13 @@ def test_the_baseline_is_the_marked_trial_once_it_is_complete(view, degenerate_v
     assert baseline is None or (baseline.is_baseline and baseline.outcome == "complete")
 
 
+@pytest.mark.parametrize(("fixed", "params"), [({"learning_rate": 0.01}, {"learning_rate": 0.01}), ("foreign", {})])
+def test_a_waiting_trial_has_the_parameters_that_it_was_enqueued_with(fixed, params):
+    study = optuna.create_study()
+    study.add_trial(create_trial(state=TrialState.WAITING, system_attrs={FIXED_PARAMS: fixed}))
+    assert view_study(study).trials[0].params == params
+
+
 def test_trials_with_other_rungs_are_of_another_phase():
     study = optuna.create_study()
     asha = {"sampler": "tpe", "pruner": "asha", "max_epochs": 8, "min_resource": 2, "reduction_factor": 2}
@@ -76,7 +84,7 @@ def test_no_trial_of_ours_is_outside_a_space_without_the_default_before_it_has_i
     enqueue_trial(study, space, {"unknown_weight": 0.6}, raise_total=True)
     view = view_study(study)
     assert [trial.outcome for trial in view.trials] == ["complete", "failed", "cancelled", "complete", "waiting"]
-    assert [trial.number for trial in view.trials if not trial.params] == [1, 2, 4]
+    assert [trial.number for trial in view.trials if not trial.params] == [1, 2]
     assert view.outside == frozenset()
     study.add_trial(create_trial(value=0.9))  # trained, so as if with the default
     assert view_study(study).outside == {5}
