@@ -50,11 +50,11 @@ def show_cache(folder: Path, finished: Collection[str]) -> None:
 
 
 @cache.command()
-@with_settings(*DATA, *SPLIT, "study.name", "storage.url", study=the_only_study)
+@with_settings(*DATA, *SPLIT, "study.name", "storage.url", study=the_only_study, default="the study's, else {}")
 def verify(loaded: LoadedSettings) -> None:
     """Read the entire cache and compare it with its checksums.
 
-    It is the one of the study, or the only one.
+    Without a study, the work folder's only cache is read, or the one of these settings.
     """
     from csi_job.cache.key import existing_cache
     from csi_job.cache.manifest import verify_cache

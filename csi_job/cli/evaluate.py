@@ -18,7 +18,8 @@ SHOWN = (*DATA, "cache.normalisation", "evaluation.num_bootstrap", "storage.url"
 def eval(loaded: LoadedSettings) -> None:  # noqa: A001 - the command's name
     """Evaluate the final model on the test set.
 
-    Prints every metric with its confidence interval, and writes them as JSON and plots under models/evaluation/.
+    Prints every metric with its confidence interval, and writes metrics, predictions and plots to evaluation/ beside
+    the study's final model.
     """
     _evaluate(loaded, compare=False)
 

@@ -174,7 +174,9 @@ def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool)
 @click.argument("old", type=text)
 @click.argument("new", type=text)
 @with_settings(
-    *DATA, "study.num_trials", "study.objective", "study.seed", "storage.url", study=study_of_argument("new", "old")
+    *(*DATA, "study.num_trials", "study.objective", "study.seed", "storage.url"),
+    study=study_of_argument("new", "old"),
+    default="that of NEW or OLD",
 )
 def migrate(loaded: LoadedSettings, old: str, new: str) -> None:
     """Copy the finished trials of study OLD into study NEW.

@@ -74,12 +74,19 @@ def test_the_next_command_names_what_a_study_does_not_know(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "default"),
-    [("hyperopt", "224"), ("train-optimized", "the study's, else 224"), ("predict", "the model card's")],
+    [
+        ("hyperopt", "224"),
+        ("train-optimized", "the study's, else 224"),
+        ("predict", "the model card's"),
+        ("cache verify", "the study's, else 224"),
+        ("study migrate", "that of NEW or OLD"),
+    ],
 )
 def test_help_says_whose_value_is_the_default(name, default):
-    text = CliRunner().invoke(cli, [name, "--help"], terminal_width=200, max_content_width=200).output
+    words = [*name.split(), "--help"]
+    text = CliRunner().invoke(cli, words, terminal_width=200, max_content_width=200).output
     assert re.search(rf"--image-size .*\[default: {default}\]\n", text)
-    assert re.search(r"--device .*\[default: auto\]\n", text)
+    assert len(name.split()) > 1 or re.search(r"--device .*\[default: auto\]\n", text)
 
 
 @pytest.mark.parametrize("name", ["hyperopt", "train-optimized", "evaluate"])
