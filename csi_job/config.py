@@ -282,7 +282,7 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> Configurati
             f"unknown setting {path}{source}", allowed=siblings, hint=_meant(path, first["input"]) + more
         )
     kind, value, hint = first["type"], first["input"], "see `csi-job config show`"
-    what = PLAIN_WORDS.get(kind, first["msg"].removeprefix("Value error, "))
+    what = PLAIN_WORDS.get(kind, first["msg"].removeprefix("Value error, ").replace("Input should", "must"))
     if kind == "model_type" and _is_section(section) and issubclass(section, Parameter):
         what = "a parameter is a mapping, e.g. {value: 32}, {choices: [16, 32]} or {low: 16, high: 64}"
     elif kind == "model_type" and _is_section(section):

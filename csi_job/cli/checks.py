@@ -24,9 +24,11 @@ def check_call(settings: Settings, shown: Collection[str], given: Mapping[str, A
         given: the command's other arguments by name.
     """
     work = settings.work.absolute()
-    place = next(path for path in (work, *work.parents) if os.path.exists(path))  # noqa: PTH110 - raises nothing
-    if not place.is_dir():
-        raise ConfigurationError("the work folder is a file", got=str(place), hint="name a folder with --work")
+    place = next(path for path in (work, *work.parents) if os.path.lexists(path))
+    if not os.path.isdir(place):  # noqa: PTH112 - raises nothing
+        raise ConfigurationError(
+            "the work folder is a file or a broken link", got=str(place), hint="name a folder with --work"
+        )
     check_arguments(settings.folder, given)
     if "evaluation.num_bootstrap" in shown:
         model_file(settings.folder, given.get("model_path"))

@@ -23,6 +23,7 @@ _SYSTEM_NAMES = {  # in lower case
 }
 
 MISSING = "no image of this name"
+_LEAVING = "a link that leaves the folder of images; copy what it links to into the folder"
 _ROOT = PurePosixPath()
 _MAY_NAME_FOLDERS = re.compile(r".*[/\\:]|\.{0,2}$", re.DOTALL)  # a path costs more than a name
 _Listing = dict[str, list[tuple[str, bool]]]  # by identifier: file names, and whether they are links
@@ -57,7 +58,7 @@ class ImageFolder:
                 parent = PurePosixPath(unicodedata.normalize("NFD", str(parent)))  # as macOS writes it
         entries = self._listing(parent).get(_composed(name), [])
         if not entries:
-            return self._find_below(name) if parent == _ROOT else MISSING
+            return self._find_below(name) if parent == _ROOT else self._why_missing(parent)
         if len(entries) > 1:
             entries = [entry for entry in entries if not _is_newer(entry[0])] or entries
         if len(entries) > 1:
@@ -117,13 +118,18 @@ class ImageFolder:
                 self._listings[subfolder] = {}
         return self._listings[subfolder]
 
+    def _why_missing(self, subfolder: PurePosixPath) -> str:
+        folder = self._root / subfolder
+        is_leaving = os.path.isdir(folder) and not folder.resolve().is_relative_to(self._root)  # noqa: PTH112 - raises nothing
+        return _LEAVING if is_leaving else MISSING
+
     def _follow(self, link: Path) -> Path | str:
         try:
             target = link.resolve(strict=True)
         except (OSError, RuntimeError):
             return "a broken link"
         if not target.is_relative_to(self._root):
-            return "a link that leaves the folder of images"
+            return _LEAVING
         return link if target.is_file() else "not a file"
 
 

@@ -289,6 +289,7 @@ def test_an_unknown_setting_is_looked_for_in_the_other_sections(unknown, meant):
         ("study.num_trials: 5", r"unknown setting 'study.num_trials' .*; write it as study: \{num_trials: …\}$"),
         ("trial: {augment.flip: 0}", r"unknown setting 'augment.flip' .*; write it as augment: \{flip: …\}$"),
         ("trial: {cuda_graphs: 2}", "must be true or false, got 2"),
+        ("study: {seed: -1}", r"\): must be greater than or equal to 0, got -1"),
         ("study: {seed: 1}\n---\nstudy: {seed: 2}", "is not valid YAML: found another document"),
     ],
 )

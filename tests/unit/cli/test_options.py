@@ -129,7 +129,7 @@ def test_a_terminal_without_a_size_is_written_to(monkeypatch):
         (["cluster", "check", "--wait", "nan"], 2, "nan is not a number of seconds"),
         (["status", "--work", "x" * 5000], 2, "xxx); name another path"),
         *(
-            (words, 2, "the work folder is a file, got")
+            (words, 2, "the work folder is a file or a broken link, got")
             for words in (["status", "--work", __file__], ["study", "list", "--work", f"{__file__}/below"])
         ),
         (["hyperopt", "--n-trials", "many"], 2, "csi-job hyperopt --help"),

@@ -91,9 +91,10 @@ def test_links_are_followed_only_within_the_folder_which_may_be_one_itself(folde
     (folder / "loop.png").symlink_to("loop.png")
     (folder / "out").symlink_to(tmp_path)
     assert find(folder, "inside")[0].name == "inside.png"
-    assert problem(folder, "outside") == "a link that leaves the folder of images"
+    leaving = "a link that leaves the folder of images; copy what it links to into the folder"
+    assert problem(folder, "outside") == problem(folder, "out/secret") == leaving
+    assert problem(folder, "sub/secret") == problem(folder, "none/secret") == "no image of this name"
     assert problem(folder, "broken") == problem(folder, "loop") == "a broken link"
-    assert problem(folder, "out/secret") == "no image of this name"
     (tmp_path / "linked").symlink_to(folder)
     assert find(tmp_path / "linked", "a")[0].name == "a.png"
 
