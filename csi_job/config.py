@@ -20,7 +20,7 @@ from csi_job.errors import NUM_PROBLEMS_NAMED, ConfigurationError
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.final_model.settings import FinalModelSettings
 from csi_job.radiographs.settings import RadiographsSettings
-from csi_job.settings import Section, help_of
+from csi_job.settings import Section, beyond_bounds, help_of
 from csi_job.storage.settings import StorageSettings
 from csi_job.study.settings import StudySettings
 from csi_job.tracking.settings import TrackingSettings
@@ -162,11 +162,10 @@ def _validated(tree: Tree, origins: Mapping[str, str]) -> Settings:
 
 def _within_bounds(tree: Tree, error: ValidationError, origins: Mapping[str, str]) -> Tree:
     """Return a tree in which what a study stores beyond bounds that an earlier version did not have is at the bound."""
-    for one in error.errors():
-        path, bounds = ".".join(map(str, one["loc"])), one.get("ctx", {})
-        bound = bounds.get("le", bounds.get("ge"))
-        if bound is not None and _origin(path, origins) == STUDY:
-            values = {"setting": path, "value": one["input"], "bound": bound}
+    for place, value, bound in beyond_bounds(error):
+        path = ".".join(map(str, place))
+        if _origin(path, origins) == STUDY:
+            values = {"setting": path, "value": value, "bound": bound}
             logger.warning("the study stores %(setting)s = %(value)s; using %(bound)s, today's limit", values)
             tree = _merged(tree, _nested(path, bound))
     return tree

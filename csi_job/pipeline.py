@@ -20,7 +20,7 @@ from csi_job.report.page.page import write_report, write_results
 from csi_job.report.study_view import view_study
 from csi_job.search import Search, final_training
 from csi_job.storage.attributes import STUDY_UID, is_same_uid, uid_of
-from csi_job.storage.storage import open_storage
+from csi_job.storage.storage import open_storage, storage_of
 from csi_job.storage.url import database_address
 from csi_job.study.definition import define_study
 from csi_job.study.record import StudyRecord, read_record
@@ -155,12 +155,12 @@ def run_hyperopt(
 
 def migrate(settings: Settings, old: str, new: str, *, num_trials_given: bool) -> Migration:
     """Copy the finished trials of study `old` into study `new`, which the settings define; see `migrate_study`."""
+    storage = storage_of(open_study(settings.storage, settings.work, old))
     record = read_record(settings.storage, settings.work, old, to_continue=True)
     cache = _finished_cache(settings, record.cache_key if record else "")
     definition = definition_of(settings, cache.info.key, checked_name(new))
     if record is not None:
         definition.warn_of_unknown(record.fingerprint)
-    storage = open_storage(settings.storage, settings.work, create=False)
     return migrate_study(storage, old, definition, num_trials=settings.study.num_trials if num_trials_given else None)
 
 

@@ -4,12 +4,13 @@ import ast
 import inspect
 import os
 import sys
+from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, ValidationInfo, field_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticKnownError
 
@@ -59,3 +60,11 @@ def help_of(section: type[BaseModel], name: str) -> str:
 def _class_bodies(module: str) -> dict[str, list[ast.stmt]]:
     tree = ast.parse(inspect.getsource(sys.modules[module]))
     return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def beyond_bounds(error: ValidationError) -> Iterator[tuple[tuple[int | str, ...], Any, Any]]:
+    """Yield the place, the value and the bound of each value that is beyond one."""
+    for one in error.errors():
+        bounds = one.get("ctx", {})
+        if (bound := bounds.get("le", bounds.get("ge"))) is not None:
+            yield one["loc"], one["input"], bound

@@ -158,6 +158,8 @@ def test_a_migrated_study_is_continued_in_its_wider_space(searched, tmp_path):
     out, _ = call("study", "migrate", "csi_optimization", "wider")
     assert "3 of 3 trials" in out
     assert "0 trials migrated from csi_optimization to wider; 2 were already there" in out
+    _, err = call("study", "migrate", "missing", "other", "--image-size", "500", code=2)
+    assert "there is no study of this name, got 'missing'" in err
     _, err = call("study", "migrate", "csi_optimization", "other", "--objective", "f1-and-cost", code=2)
     assert 'objective (was "f1", now "f1-and-cost")' in one_line(err)
     with sqlite3.connect(searched / "studies.db") as database:

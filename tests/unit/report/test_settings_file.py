@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 import yaml
 from optuna.trial import TrialState, create_trial
 
+from csi_job.config import Settings
 from csi_job.report.settings_file import commands, not_repeated, settings_yaml
 from csi_job.report.study_view import view_study
 from tests.unit.report.conftest import new_study
@@ -55,6 +56,18 @@ def test_the_commands_are_one_per_phase_where_workers_of_several_ran_at_the_same
     view = sampled_study(*given)
     assert repeated(view) == [("random", 6), ("tpe", 11)]
     assert not_repeated(view) == "The commands do not repeat the interleaving of phases that ran at the same time."
+
+
+def test_stored_values_beyond_later_bounds_are_at_the_bounds_so_that_the_file_can_be_used():
+    stored = {"evaluation": {"num_bootstrap": 2_000_000, "confidence": 0.9}, "radiographs": {"split": {"seed": -1}}}
+    study = new_study("toy", target=1)
+    study.set_user_attr("settings", stored)
+    text = settings_yaml(view_study(study), None)
+    settings = Settings.model_validate(yaml.safe_load(text))
+    assert (settings.evaluation.num_bootstrap, settings.evaluation.confidence) == (1_000_000, 0.9)
+    assert settings.radiographs.split.seed == 0
+    assert "# evaluation.num_bootstrap was 2000000; the limit is 1000000 now.\n" in text
+    assert study.user_attrs["settings"] == stored
 
 
 def test_no_command_repeats_trials_that_are_not_finished():
