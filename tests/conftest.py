@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import signal
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -36,15 +37,21 @@ class _Scheduler(LoadFileScheduling):
         return "tests/faults" if nodeid.startswith("tests/faults/") else super()._split_scope(nodeid)
 
 
+@pytest.hookimpl(optionalhook=True, wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Run one process more than there are cores, since faults mostly wait."""
+    return (yield) + 1
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Scheduler | None:
     return _Scheduler(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the slow rooms."""
-    slow = {"faults": 0, "integration": 1}
-    items.sort(key=lambda item: slow.get(item.path.relative_to(Path(__file__).parent).parts[0], 2))
+    """Start with the slow rooms, lest one process ends long after the others."""
+    slow = ("faults", "integration", "unit/trial", "unit/tracking")
+    items.sort(key=lambda item: next((i for i in range(4) if item.nodeid.startswith(f"tests/{slow[i]}/")), 4))
 
 
 def pytest_collection_finish() -> None:
