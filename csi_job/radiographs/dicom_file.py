@@ -79,7 +79,7 @@ def read_file(content: bytes, max_image_side_px: int) -> Dataset:
     """
     dataset = _read_bounded(content)
     if not any(name in dataset for name in _PIXELS):
-        modality = dataset.get("Modality")  # e.g. that of a report or presentation state
+        modality = _shown(dataset.get("Modality") or "")  # e.g. that of a report or presentation state
         raise DataError("the DICOM file has no pixels, or is cut off", got=f"Modality {modality}" if modality else None)
     missing = [name for name in _NEEDED if dataset.get(name) in (None, "")]
     if missing:
@@ -88,7 +88,7 @@ def read_file(content: bytes, max_image_side_px: int) -> Dataset:
         raise DataError("the DICOM file has several frames", got=int(dataset.NumberOfFrames), allowed="one radiograph")
     is_colour = str(dataset.PhotometricInterpretation).startswith(("RGB", "YBR_"))
     if dataset.SamplesPerPixel != (3 if is_colour else 1 if dataset.PhotometricInterpretation in _ONE_CHANNEL else 0):
-        got = f"{dataset.PhotometricInterpretation} with {dataset.SamplesPerPixel} samples per pixel"
+        got = f"{_shown(dataset.PhotometricInterpretation)} with {dataset.SamplesPerPixel} samples per pixel"
         raise DataError("the DICOM file is neither grey nor RGB", got=got)
     for name, usual in (("PlanarConfiguration", 0), ("PixelRepresentation", 0), ("BitsStored", dataset.BitsAllocated)):
         dataset.setdefault(name, usual)
@@ -108,7 +108,7 @@ def _refuse_other_views(dataset: Dataset) -> None:
         dataset.get("ViewPosition"),
         _first(dataset.get("ViewCodeSequence")).get("CodeMeaning"),
     )
-    modality, position, code = (str(value or "").strip().upper() for value in stated)
+    modality, position, code = (_shown(value or "").strip().upper() for value in stated)
     view = position or code
     if modality in _OTHER_MODALITIES and "LOCALIZER" not in (dataset.get("ImageType") or ()):
         raise DataError("the DICOM file is not a radiograph", got=f"Modality {modality}")
@@ -274,8 +274,14 @@ def _only_number(dataset: Dataset, name: str, usual: float) -> float:
     if number is None and not value:
         return usual
     if number is None or not math.isfinite(number):
-        raise DataError(f"{name} in the DICOM file is not a number", got=str(value))
+        raise DataError(f"{name} in the DICOM file is not a number", got=_shown(value))
     return number
+
+
+def _shown(value: Any) -> str:
+    """Return a value as text for an error, unless damage lets it contain other elements, which may name the patient."""
+    text = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
+    return text if text.isprintable() else "(damaged)"  # an element begins with binary numbers
 
 
 def _number(value: Any) -> float | None:

@@ -5,6 +5,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -348,11 +349,14 @@ def rescaled(stored_HW: np.ndarray, slope: str) -> Dataset:
 def test_files_without_one_radiograph_are_refused(stored_HW):
     report = dataset_of(stored_HW, Modality="SR")
     del report.PixelData
+    swallowing = deepcopy(report)
+    swallowing.add(DataElement("Modality", "LO", "DX\x10\0\x10\0PN\b\0Doe^Jane"))
     frames = dataset_of(stored_HW, NumberOfFrames=2)
     frames.PixelData *= 2
     unnamed = dataset_of(stored_HW, PhotometricInterpretation=None, SamplesPerPixel=None)
     for dataset, words in (
         (report, "no pixels, or is cut off, got 'Modality SR'"),
+        (swallowing, r"or is cut off, got 'Modality \(damaged\)'"),
         (frames, "several frames, got 2"),
         (dataset_of(stored_HW, Rows=60_000), "90x60000 pixels"),
         (unnamed, "the DICOM file lacks SamplesPerPixel, PhotometricInterpretation"),
