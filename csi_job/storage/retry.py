@@ -34,6 +34,7 @@ CHECK_EVERY_S: Final = 0.5
 WRITABLE_HINT: Final = (
     "SQLite writes beside the file even to read it: make its folder writable, or copy the work folder"
 )
+FILE_RIGHTS_HINT: Final = "make the file and its folder writable for this user, or copy the work folder"
 CREDENTIALS_HINT: Final = "check CSI_JOB_STORAGE__PASSWORD or storage.password_file"
 REJECTED_LIMIT_S: Final = 30.0  # a password may just be changing; waiting longer without it only holds a GPU
 CHANGED_HINT: Final = (
@@ -71,10 +72,8 @@ REJECTED_WORDS: Final = (
 )  # fmt: skip
 SQLITE_BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_SCHEMA)
 SQLITE_UNREACHABLE: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM)
-SQLITE_REJECTED: Final = (
-    *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT),
-    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH),
-)
+SQLITE_DAMAGED: Final = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+SQLITE_REJECTED: Final = (*SQLITE_DAMAGED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 
 
 class ErrorKind(enum.Enum):
@@ -144,6 +143,12 @@ def _classify_postgres(error: psycopg2.Error) -> ErrorKind:
 
 def _sqlite_code(error: BaseException) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits only refine it
+
+
+def _sqlite_hint(error: BaseException) -> str:
+    """Return what to do about an SQLite file that rejects us, "" about any other database."""
+    code = _sqlite_code(_driver_error(error))
+    return TABLES_HINT if code in SQLITE_DAMAGED else FILE_RIGHTS_HINT if code else ""
 
 
 def reason(error: BaseException) -> str:
@@ -256,7 +261,7 @@ class RetryPolicy:
 
     def _check_rights(self, error: Exception) -> None:
         if not self.has_written and _is_read_only(error):
-            raise self.unusable(error, READ_ONLY_HINT) from None
+            raise self.unusable(error, _sqlite_hint(error) or READ_ONLY_HINT) from None
 
     def unusable(self, error: Exception, hint: str) -> ConfigurationError:
         """Return the error that the settings name a database which we cannot use."""
@@ -264,7 +269,8 @@ class RetryPolicy:
 
     def _unavailable(self, error: Exception, kind: ErrorKind, elapsed_s: float) -> StorageUnavailableError:
         if kind is ErrorKind.REJECTED:
-            return StorageRejectedError(f"{self.where} rejects the connection: {reason(error)}", hint=CHANGED_HINT)
+            what = f"{self.where} rejects the connection: {reason(error)}"
+            return StorageRejectedError(what, hint=_sqlite_hint(error) or CHANGED_HINT)
         if elapsed_s < LOG_AFTER_S:
             return StorageUnavailableError(f"{self.where} is unreachable: {reason(error)}")
         return StorageUnavailableError(
@@ -290,8 +296,8 @@ def call_at_start(operation: Callable[[], Result], policy: RetryPolicy, file: Pa
             )
             if classify(error) is ErrorKind.REJECTED or (cannot_open and not may_write):
                 cannot_write = cannot_open or code == sqlite3.SQLITE_READONLY
-                hint = WRITABLE_HINT if cannot_write else CREDENTIALS_HINT if "password" in reason(error) else ""
-                raise policy.unusable(error, hint) from None
+                hint = CREDENTIALS_HINT if "password" in reason(error) else _sqlite_hint(error)
+                raise policy.unusable(error, WRITABLE_HINT if cannot_write else hint) from None
             raise
 
     return policy.call(first_contact)

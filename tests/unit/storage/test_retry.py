@@ -8,7 +8,13 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from csi_job.errors import ConfigurationError, StopRequestedError, StorageRejectedError, StorageUnavailableError
+from csi_job.errors import (
+    ConfigurationError,
+    CsiJobError,
+    StopRequestedError,
+    StorageRejectedError,
+    StorageUnavailableError,
+)
 from csi_job.signals import Stop
 from csi_job.storage.retry import ErrorKind, RetryPolicy, call_at_start, classify, reason
 
@@ -205,6 +211,21 @@ def test_a_file_that_cannot_be_opened_is_a_wrong_setting_unless_its_permissions_
 def test_a_read_only_sqlite_file_is_explained_at_the_first_contact(tmp_path):
     with pytest.raises(ConfigurationError, match="readonly database; SQLite writes beside the file even to read it"):
         call_at_start(lambda: write_read_only(tmp_path / "a.db"), RetryPolicy("the database", 60))
+
+
+@pytest.mark.parametrize(("has_written", "kind"), [(True, StorageRejectedError), (False, ConfigurationError)])
+def test_a_sqlite_file_that_may_not_be_written_is_no_matter_of_passwords_or_standbys(tmp_path, has_written, kind):
+    policy = RetryPolicy("the database", 0, has_written=has_written)
+    with pytest.raises(kind, match="readonly database; make the file and its folder writable for this user"):
+        policy.call(lambda: write_read_only(tmp_path / "a.db"), writes=True)
+
+
+@pytest.mark.parametrize("call", [call_at_start, lambda operation, policy: policy.call(operation)])
+def test_a_damaged_sqlite_file_is_to_be_restored(tmp_path, call):
+    path = tmp_path / "a.db"
+    path.write_bytes(b"no database" * 500)
+    with pytest.raises(CsiJobError, match=r"not a database; .* restore them from a backup"):
+        call(lambda: sqlite3.connect(path).execute("CREATE TABLE a (b)"), RetryPolicy("the database", 0))
 
 
 def write_read_only(path):
