@@ -2,14 +2,13 @@
 
 import contextlib
 import os
-import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 from csi_job.errors import StopRequestedError
 
@@ -21,14 +20,21 @@ class Stop:
     """Whether a signal asked to stop.
 
     A handler interrupts the main thread anywhere, also where it holds the lock of an `Event`, which `Event.set` would
-    then wait for forever. Putting into a `SimpleQueue` is reentrant.
+    then wait for forever. Releasing a `Lock` is reentrant. So is putting into a `SimpleQueue`, but a `get` from it with
+    a timeout may never return where a signal comes after that, as to a process that was stopped (Python 3.12).
     """
 
     signal_number: int | None = None
-    wake: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
-    """Gets a None with the first request."""
+    on_request: Callable[[], object] = lambda: None
+    """Called with the first request, in the handler."""
     on_force: Callable[[], object] = lambda: None
     """Called before a second Ctrl-C ends the process."""
+    _goes_on: threading.Lock = field(default_factory=threading.Lock)
+    """Held until the first request."""
+
+    def __post_init__(self) -> None:
+        """Hold the lock."""
+        self._goes_on.acquire()
 
     def check(self) -> None:
         """Raise `StopRequestedError` if a signal has arrived."""
@@ -42,15 +48,16 @@ class Stop:
             os._exit(128 + number)
         if self.signal_number is None:
             self.signal_number = number
-            self.wake.put(None)
+            with contextlib.suppress(RuntimeError):  # released before
+                self._goes_on.release()
+            self.on_request()
             if number == signal.SIGINT and os.isatty(2):  # a batch may take a minute; the log's lock may be held here
                 os.write(2, b"\nstopping after this batch; Ctrl-C again stops at once, losing the unfinished epoch\n")
 
     def wait(self, seconds: float) -> None:
         """Sleep, but wake up and raise `StopRequestedError` on a signal."""
         self.check()
-        with contextlib.suppress(queue.Empty):
-            self.wake.get(timeout=seconds)
+        self._goes_on.acquire(timeout=seconds)
         self.check()
 
 

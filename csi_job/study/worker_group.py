@@ -82,7 +82,7 @@ class WorkerGroup:
             StopRequestedError: SIGTERM or SIGINT; all workers have stopped.
             WorkerError: of a worker, if it ends the search; or the last one's, which died too often.
         """
-        with listening(Stop(wake=self._events, on_force=self._kill)) as stop:
+        with listening(Stop(on_request=lambda: self._events.put(None), on_force=self._kill)) as stop:
             try:
                 for worker in self._workers:
                     self._start(worker)

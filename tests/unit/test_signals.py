@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -60,6 +61,25 @@ def test_a_signal_at_any_moment_of_a_wait_does_not_deadlock():
         "        except StopRequestedError:\n            stop.signal_number = None\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+
+
+def test_a_process_stopped_longer_than_it_waits_goes_on_although_a_signal_came_meanwhile():
+    code = (
+        "import signal\nfrom csi_job.signals import Stop\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: None)\nprint(flush=True)\nStop().wait(0.2)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.1)
+        for number in (signal.SIGSTOP, signal.SIGUSR2):
+            process.send_signal(number)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGCONT)
+        try:
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 def test_another_thread_changes_no_handler():
