@@ -31,10 +31,11 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _Scheduler(LoadFileScheduling):
-    """Keeps a file in one process, which shares its fixtures, and all faults in one."""
+    """Keeps a file in one process, which shares its fixtures, and all faults of workers and databases in one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "tests/faults" if nodeid.startswith("tests/faults/") else super()._split_scope(nodeid)
+        file = super()._split_scope(nodeid)
+        return "workers" if file.startswith("tests/faults/") and not file.endswith("test_failing_calls.py") else file
 
 
 @pytest.hookimpl(optionalhook=True, wrapper=True)
