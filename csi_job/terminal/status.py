@@ -130,7 +130,8 @@ def _pace(status: StudyStatus, *, has_model: bool) -> str:
             then = "evaluate the final model (csi-job evaluate)"
         return f"The study is finished. Add trials (--more-trials K) or {then}."
     if status.trials_per_h is None:
-        return "Time left: unknown until a trial has finished and another is running."
+        why = "until a trial has finished" if status.num_running else "while no worker is running"
+        return f"Time left: unknown {why}."
     left = f", about {fmt.duration(status.eta_s)} left" if status.eta_s is not None else ""
     limit = " until study.max_epochs_total is reached" if left and status.ends_by_epochs else ""
     return f"{status.trials_per_h:.1f} trials per hour{left}{limit}"

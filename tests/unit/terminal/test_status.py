@@ -60,6 +60,8 @@ def test_a_new_study_is_shown_too(tmp_path):
     assert "0 of 7 trials" in text
     assert "1 waiting" in text
     assert "No trial is complete yet." in text
+    assert "Time left: unknown while no worker is running." in text
+    assert "unknown until a trial has finished." in shown(render_status(replace(STATUS, trials_per_h=None)))
     assert json.loads(status_json(study_status(study)))["best"] is None
     study.add_trial(create_trial(state=TrialState.PRUNED))
     assert "No trial is complete yet." in shown(render_status(study_status(study)))
