@@ -171,7 +171,7 @@ def model_file(folder: WorkFolder, path: Path | None) -> Path:
 
 def no_cache(folder: WorkFolder) -> ConfigurationError:
     """Return the error that there is no cache at all."""
-    hint = "give --labels TABLE and --images FOLDER to build one, or the --work folder that has one"
+    hint = "build it with csi-job cache build --labels TABLE --images FOLDER, or name the --work folder that has it"
     return ConfigurationError("there is no cache yet", got=str(folder.caches), hint=hint)
 
 

@@ -102,7 +102,7 @@ def test_a_cache_key_of_a_file_leads_to_no_folder_outside(tmp_path, key):
 def test_a_named_cache_is_not_taken_for_one_of_another_size_and_the_error_names_those_that_there_are(
     radiographs, cache, tmp_path
 ):
-    with pytest.raises(ConfigurationError, match="there is no cache yet"):
+    with pytest.raises(ConfigurationError, match=r"no cache yet, .*; build it with csi-job cache build --labels TABLE"):
         existing_cache(RadiographsSettings(), CacheSettings(), tmp_path)
     folder = build_cache(radiographs, cache, tmp_path)
     size = cache.image_size_px
