@@ -50,7 +50,7 @@ def load_results(view: StudyView, work: Path) -> Results:
     card = _read(models.optimized_model.with_suffix(".json"))
     trained_on = key if card is None else card["data"]["cache"]  # on more data than the search, perhaps
     confirmed = _of_cache(folder.optimized_params(view.name), key, trained_on)
-    if confirmed is not None and not is_same_uid(confirmed.get(STUDY_UID), uid):
+    if confirmed is not None and (_is_by_hand(confirmed) or not is_same_uid(confirmed.get(STUDY_UID), uid)):
         confirmed = None
     results = Results(load_cache_info(view, folder), confirmed)
     if card is None:
@@ -61,10 +61,18 @@ def load_results(view: StudyView, work: Path) -> Results:
     if not is_same_uid(card.get(STUDY_UID), uid):
         note = "The final model in this folder belongs to a deleted study of the same name and is not shown."
         return replace(results, notes=(note,))
+    if _is_by_hand(card):
+        note = "The final model in this folder has hyperparameters that are not of this search, and is not shown."
+        return replace(results, notes=(note,))
     baseline_card = _read(models.baseline_model.with_suffix(".json"))
     if baseline_card is not None and baseline_card["request"] != card["request"]:  # a training was interrupted
         baseline_card = None
     return _add_evaluations(replace(results, model_card=card, baseline_card=baseline_card, folder=models), models, card)
+
+
+def _is_by_hand(content: Json) -> bool:
+    """Whether hyperparameters are from a file that names neither a trial nor a study, but for the default's name."""
+    return content.get("trial") is None and content.get(STUDY_UID) is None
 
 
 def _add_evaluations(results: Results, folder: ModelFolder, card: Json) -> Results:

@@ -171,6 +171,14 @@ def test_a_model_of_a_deleted_study_of_the_same_name_is_not_shown_as_this_ones(w
     assert "csi-job train-optimized retrains the best trials" in text
 
 
+def test_a_model_of_hyperparameters_written_by_hand_is_not_shown_as_the_winner(work, view):
+    for path in (work / "models" / "optimized_model.json", WorkFolder(work).optimized_params(view.name)):
+        change_json(path, trial=None)
+    text = report(view, work).text
+    assert "has hyperparameters that are not of this search, and is not shown" in text
+    assert "has not been evaluated on the test set yet" in text
+
+
 def test_a_study_shows_its_own_model_whichever_was_trained_last(work, view, text):
     shutil.copytree(work / "models", work / "own", ignore=shutil.ignore_patterns("hyperopt"))
     change_json(work / "models" / "optimized_model.json", study="another")
