@@ -14,8 +14,6 @@ from xdist.scheduler import LoadFileScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests train at once on few cores
 gc.set_threshold(100_000, 20, 20)  # importing torch and all tests makes half a million objects, none of them garbage
-if "PYTEST_XDIST_WORKER" in os.environ:  # at its end, a search of all of them for garbage takes seconds
-    atexit.register(os._exit, 0)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, as would its programs
 # No generated test fails because the machine is busy, and each example cleans up after itself.
 patient = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -28,6 +26,18 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the caller's shell reaches a test."""
     for name in [name for name in os.environ if name.startswith(("CSI_JOB_", "WANDB_"))]:
         monkeypatch.delenv(name)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Skip the last collections of garbage of one of several processes: to search all imports takes seconds."""
+    if hasattr(config, "workerinput"):
+        atexit.register(os._exit, 0)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Exempt what was imported from the others, too."""
+    if hasattr(session.config, "workerinput"):
+        gc.freeze()
 
 
 class _Scheduler(LoadFileScheduling):
@@ -53,12 +63,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the slow rooms, lest one process ends long after the others."""
     slow = ("faults", "integration", "unit/trial", "unit/tracking")
     items.sort(key=lambda item: next((i for i in range(4) if item.nodeid.startswith(f"tests/{slow[i]}/")), 4))
-
-
-def pytest_collection_finish() -> None:
-    """Exempt what was imported from later garbage collections."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        gc.freeze()
 
 
 @pytest.fixture(scope="session")
