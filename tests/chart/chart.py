@@ -1,5 +1,6 @@
 """The chart rendered without a cluster."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -22,9 +23,9 @@ def render(values: dict[str, Any] | None = None, *, release: str = "r", files: S
     """Every object of the chart, with the stages' Jobs that it describes."""
     result = helm(values, release=release, files=files)
     assert result.returncode == 0, result.stderr
-    documents = [document for document in yaml.safe_load_all(result.stdout) if document]
+    documents = [document for document in yaml.load_all(result.stdout, yaml.CSafeLoader) if document]
     stages = [document for document in documents if document["metadata"]["name"].endswith("-stages")]
-    return documents + [yaml.safe_load(text) for text in stages[0]["data"].values()]
+    return documents + [yaml.load(text, yaml.CSafeLoader) for text in stages[0]["data"].values()]
 
 
 def helm(
@@ -40,7 +41,15 @@ def helm(
     given = [f"--set-json={name}={json.dumps(value)}" for name, value in (values or {}).items()]
     given += [f"--values={path}" for path in files]
     command = ["helm", *action, release, str(chart), "--namespace", "here", *given]
+    run = _run if files or chart != CHART else _run_once  # files may change
+    return run(*command)
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+_run_once = functools.cache(_run)
 
 
 def probe(folder: Path, source: str, template: str, value: Any) -> subprocess.CompletedProcess[str]:
@@ -52,7 +61,7 @@ def probe(folder: Path, source: str, template: str, value: Any) -> subprocess.Co
     shutil.copy(CHART / "templates" / source, folder / "templates")
     (folder / "templates" / "probe.yaml").write_text(template)
     command = ["helm", "template", "r", str(folder), f"--set-json=probe={json.dumps(value)}"]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return _run(*command)
 
 
 def pods(documents: list[Document]) -> dict[str, Document]:
