@@ -222,9 +222,8 @@ class _Lines:
             raise DataError("the label table is empty")
         separators = (stated[1], *SEPARATORS) if stated else SEPARATORS
         best = max(separators, key=lambda separator: _header_merit(header, separator))
-        self._reader = csv.reader(
-            io.StringIO(text, newline=""), delimiter=best, skipinitialspace=best != " ", strict=True
-        )
+        spaced = best != " " and f'{best} "' in header  # `"a", "b"`; elsewhere such a quote is part of a text
+        self._reader = csv.reader(io.StringIO(text, newline=""), delimiter=best, skipinitialspace=spaced, strict=True)
         if stated:
             self._next_cells()
         header_cells = self._next_cells() or []

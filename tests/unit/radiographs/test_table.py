@@ -63,6 +63,8 @@ def test_the_first_line_may_state_the_separator(tmp_path, separator, line, encod
 def test_quoted_cells_may_follow_a_space(tmp_path):
     quoted = [tuple(f'"{cell}"' for cell in cells) for cells in (HEADER, ROW)]
     assert read(tmp_path, lines(*quoted, separator=", ")).file_ids == ("film 1",)
+    remark = lines((*HEADER, "remark"), (*ROW, ' "faint" line'))  # a quote within a cell, where the header has none
+    assert read(tmp_path, remark).file_ids == ("film 1",)
 
 
 @pytest.mark.parametrize(
