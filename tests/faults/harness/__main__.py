@@ -6,9 +6,11 @@ import random
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any, Final
 
 from benchmarks.figures import machine
 from csi_job.logs import progress, set_up_logging
@@ -24,6 +26,15 @@ from tests.support.postgres import Server, embedded_server
 
 logger = logging.getLogger("csi_job.faults")
 HOLE_S = 60.0  # longer than a worker waits for a silent peer
+VARIED: Final[dict[str, Sequence[Any]]] = {
+    "sampler": ("random", "tpe"),
+    "pruner": ("none", "median", "asha", "hyperband", "successive_halving"),
+    "max_epochs": (1, 2, 5, 9),
+    "epoch_s": (0.0, 0.02),
+    "down_s": (0.0, 2.0),
+    "lease_s": (1.0, 3.0, 6.0),
+}
+"""What differs between the studies of `chaos`."""
 SMALL = Dose(trials=150, workers=8, kills=80, cuts=0, crashes=4, stops=0, terminations=0)
 
 
@@ -68,16 +79,19 @@ class Session:
         given, total = self.given, Figures()
         with progress("trials under faults", given.trials, "trials") as advance, self.server.database() as url:
             for index in range(given.studies):
+                folder, seed = self.folder / f"chaos-{index}", given.seed * 1000 + index
+                draws = random.Random(seed)
                 dose = Dose(
                     workers=given.workers,
                     hole_s=HOLE_S,
                     holes_in_transactions=False,
+                    **{name: draws.choice(values) for name, values in VARIED.items()},
                     **{
                         name: share(getattr(given, name), given.studies, index)
                         for name in ("trials", "kills", "cuts", "crashes", "stops", "terminations", "holes")
                     },
                 )
-                folder, seed = self.folder / f"chaos-{index}", given.seed * 1000 + index
+                logger.info("study %d: %s", index + 1, dose)
                 figures = chaos(self.server, url, folder, dose, seed=seed, name=f"chaos-{index}", advance=advance)
                 total.add(figures)
                 self.columns["all"] = total
