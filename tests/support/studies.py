@@ -36,7 +36,8 @@ from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.space import SearchSpace
 from tests.support.processes import Process, preload, wait_until
 
-preload("tests.support.studies")
+for module in ("tests.support.studies", "numpy.random", "sqlalchemy.dialects.postgresql", "sqlalchemy.dialects.sqlite"):
+    preload(module)  # also what every worker would import when it connects and samples
 
 BASELINE = {"unknown_weight": 0.5, "optimizer": "adam"}
 CACHE_KEY = "0123456789abcdef"
