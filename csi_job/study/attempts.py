@@ -32,25 +32,27 @@ def fresh_attempt_folder(folder: Path, attempt: int, uid: str) -> Path:
     return folder
 
 
-def find_checkpoint(folder: Path, stored: Path | None, last_epoch: int, *, uid: str) -> Path | None:
+def find_checkpoint(folder: Path, stored: Path | None, last_epoch: int, *, attempt: int, uid: str) -> Path | None:
     """Find the newest intact checkpoint that matches what is stored of a trial; None: it starts again.
 
     Only those of this study count, or those that name none, as in version 0.1. A checkpoint newer than the stored
     epochs counts only in the folder of the stored one or of the last attempt, from that one on, that wrote any, while
-    the database was unreachable. One of any other attempt was written without the lease.
+    the database was unreachable. One of any other attempt was written without the lease, or is of a study whose
+    database was restored to an earlier state.
 
     Args:
         folder: of all attempts of the trial.
         stored: the checkpoint that the database names.
         last_epoch: the last epoch with a stored value, -1 if there is none.
+        attempt: the attempt that resumes.
         uid: of the study.
     """
     from csi_job.trial.checkpoint import epoch_of, valid_checkpoints  # imports torch
 
     newest_first = sorted(_own_attempts(folder, uid), key=_number_of, reverse=True)
-    intact = [path for attempt in newest_first for path in valid_checkpoints(attempt)]
-    first = _number_of(stored.parent) if stored else 0
-    last = max([first, *(_number_of(path.parent) for path in intact)])
+    intact = [path for place in newest_first for path in valid_checkpoints(place)]
+    first = _number_of(stored.parent) if stored and _ATTEMPT.match(stored.parent.name) else 0
+    last = max([first, *(number for path in intact if (number := _number_of(path.parent)) < attempt)])
     trusted = [path for path in intact if epoch_of(path) <= last_epoch or _number_of(path.parent) in (first, last)]
     return max(trusted, key=epoch_of, default=None)
 

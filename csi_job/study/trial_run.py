@@ -155,7 +155,7 @@ class RunningTrial(Generic[Params]):
         if self.rungs is not None and not self.claim.from_pause:
             self._last_passed -= 1
         stored_one = self.work / self.claim.checkpoint if self.claim.checkpoint else None
-        found = find_checkpoint(folder, stored_one, last, uid=self.lease.uid)
+        found = find_checkpoint(folder, stored_one, last, attempt=self.attempt, uid=self.lease.uid)
         if epoch_of(found) != last:
             self._reconcile(found, last)
         self.resume_from = self.checkpoint = found

@@ -33,7 +33,7 @@ def test_a_trial_resumes_from_the_stored_checkpoint_or_if_it_is_damaged_the_one_
     before, stored = attempt(tmp_path, 10, 2, 3)
     (tmp_path / "attempt-of-another-program").mkdir()
     for expected, epoch in ((stored, 3), (before, 2), (earlier, 2)):
-        assert attempts.find_checkpoint(tmp_path, stored, epoch, uid=UID) == expected
+        assert attempts.find_checkpoint(tmp_path, stored, epoch, attempt=11, uid=UID) == expected
         damage(expected)
     assert (f"{stored} cannot be read (Is a directory)" in caplog.text) == (damage is make_unreadable)
 
@@ -43,23 +43,24 @@ def test_a_folder_that_cannot_be_listed_leaves_those_of_earlier_attempts(tmp_pat
     *_, stored = attempt(tmp_path, 2, 2, 3)
     shutil.rmtree(stored.parent)
     stored.parent.touch()
-    assert attempts.find_checkpoint(tmp_path, stored, 3, uid=UID) == older
+    assert attempts.find_checkpoint(tmp_path, stored, 3, attempt=4, uid=UID) == older
     assert caplog.messages == [f"the checkpoints in {stored.parent} cannot be read (Not a directory)"]
 
 
 def test_attempts_that_cannot_be_listed_are_not_taken_for_none(tmp_path):
     (tmp_path / "trial-7").touch()
     with pytest.raises(ResourceError, match="cannot be listed"):
-        attempts.find_checkpoint(tmp_path / "trial-7", None, 3, uid=UID)
-    assert attempts.find_checkpoint(tmp_path / "trial-8", None, 3, uid=UID) is None
+        attempts.find_checkpoint(tmp_path / "trial-7", None, 3, attempt=4, uid=UID)
+    assert attempts.find_checkpoint(tmp_path / "trial-8", None, 3, attempt=4, uid=UID) is None
 
 
 def test_a_newer_one_of_the_stored_attempt_counts_but_no_earlier_one(tmp_path):
     _, stored, newer = attempt(tmp_path, 2, 2, 3, 4)
     attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
-    assert attempts.find_checkpoint(tmp_path, stored, 3, uid=UID) == newer
+    assert attempts.find_checkpoint(tmp_path, stored, 3, attempt=4, uid=UID) == newer
+    assert attempts.find_checkpoint(tmp_path, tmp_path / "elsewhere" / stored.name, 3, attempt=4, uid=UID) == newer
     shutil.rmtree(stored.parent)
-    assert attempts.find_checkpoint(tmp_path, stored, 3, uid=UID) is None
+    assert attempts.find_checkpoint(tmp_path, stored, 3, attempt=4, uid=UID) is None
 
 
 def test_the_last_attempt_that_wrote_a_checkpoint_is_resumed_even_if_it_stored_nothing(tmp_path):
@@ -67,14 +68,15 @@ def test_the_last_attempt_that_wrote_a_checkpoint_is_resumed_even_if_it_stored_n
     attempt(tmp_path, 1, 8, 9)  # of a worker that continued without its lease
     *_, newest = attempt(tmp_path, 2, 0, 1)
     attempts.fresh_attempt_folder(tmp_path, 3, UID).mkdir()  # killed before it wrote any
-    assert attempts.find_checkpoint(tmp_path, None, -1, uid=UID) == newest
+    attempt(tmp_path, 4, 5)  # of a time before the database was restored
+    assert attempts.find_checkpoint(tmp_path, None, -1, attempt=4, uid=UID) == newest
 
 
 def test_a_worker_of_a_deleted_study_of_the_same_name_is_not_resumed(tmp_path):
     attempt(tmp_path, 1, 0, 1, 2, uid="deadbeef")
-    assert attempts.find_checkpoint(tmp_path, None, 1, uid=UID) is None
+    assert attempts.find_checkpoint(tmp_path, None, 1, attempt=4, uid=UID) is None
     [own] = attempt(tmp_path, 1, 0)
-    assert attempts.find_checkpoint(tmp_path, own, 1, uid=UID) == own
+    assert attempts.find_checkpoint(tmp_path, own, 1, attempt=4, uid=UID) == own
     assert attempts.fresh_attempt_folder(tmp_path, 1, "deadbeef") != own.parent
 
 
@@ -83,7 +85,7 @@ def test_a_checkpoint_of_version_0_1_is_resumed(tmp_path, stored, uid):
     assert Lease(1, 0, new_token(), attempt=2, stored_uid=stored).uid == uid
     *_, newest = attempt(tmp_path, 1, 0, 1, uid="")
     assert newest.parent.name == "attempt-1"
-    assert attempts.find_checkpoint(tmp_path, None, 0, uid=uid) == newest
+    assert attempts.find_checkpoint(tmp_path, None, 0, attempt=4, uid=uid) == newest
 
 
 @pytest.mark.parametrize("uid", ["x/../../y", "../x", "/x"])
@@ -91,14 +93,14 @@ def test_a_uid_of_another_program_leads_to_no_other_folder_and_is_resumed(tmp_pa
     trial = tmp_path / "trial-3"
     *_, newest = attempt(trial, 1, 0, 1, uid=uid)
     assert [*tmp_path.rglob("*.pt")] == [*trial.glob("attempt-1-*/*.pt")] != []
-    assert attempts.find_checkpoint(trial, newest, 1, uid=uid) == newest
+    assert attempts.find_checkpoint(trial, newest, 1, attempt=4, uid=uid) == newest
 
 
 def test_without_an_intact_checkpoint_a_trial_starts_over(tmp_path):
     for path in attempt(tmp_path, 1, 0, 1):
         tear(path)
-    assert attempts.find_checkpoint(tmp_path, None, 1, uid=UID) is None
-    assert attempts.find_checkpoint(tmp_path / "no folder", None, 1, uid=UID) is None
+    assert attempts.find_checkpoint(tmp_path, None, 1, attempt=4, uid=UID) is None
+    assert attempts.find_checkpoint(tmp_path / "no folder", None, 1, attempt=4, uid=UID) is None
 
 
 def test_a_checkpoint_gives_the_value_of_every_epoch(tmp_path):
