@@ -108,15 +108,15 @@ def _refuse_other_views(dataset: Dataset) -> None:
         dataset.get("ViewPosition"),
         _first(dataset.get("ViewCodeSequence")).get("CodeMeaning"),
     )
-    modality, position, code = (_shown(value or "").strip().upper() for value in stated)
+    modality, position, code = (str(value or "").strip().upper() for value in stated)
     view = position or code
     if modality in _OTHER_MODALITIES and "LOCALIZER" not in (dataset.get("ImageType") or ()):
-        raise DataError("the DICOM file is not a radiograph", got=f"Modality {modality}")
+        raise DataError("the DICOM file is not a radiograph", got=f"Modality {_shown(modality)}")
     directions = orientation(dataset)
     is_sagittal = not set("AP").isdisjoint(directions) and set("LR").isdisjoint(directions)
     lateral = "the film is lateral, and shows no right and left zones"
     if _LATERAL_VIEW.fullmatch(view):
-        raise DataError(lateral, got=f"{'ViewPosition' if position else 'ViewCodeSequence'} {view}")
+        raise DataError(lateral, got=f"{'ViewPosition' if position else 'ViewCodeSequence'} {_shown(view)}")
     if is_sagittal and not position:  # a code's meaning may be in any language
         raise DataError(lateral, got=f"PatientOrientation {directions}")
 

@@ -370,6 +370,7 @@ def test_files_without_one_radiograph_are_refused(stored_HW):
         (rescaled(stored_HW, "1,5"), "RescaleSlope in the DICOM file is not a number, got '1,5'"),
         (rescaled(stored_HW, "NaN"), "RescaleSlope in the DICOM file is not a number, got 'NaN'"),
         (dataset_of(stored_HW, ViewPosition="LL"), "the film is lateral, .* got 'ViewPosition LL'"),
+        (dataset_of(stored_HW, ViewPosition="LL\t"), "the film is lateral, .* got 'ViewPosition LL'"),
         (dataset_of(stored_HW, ViewPosition="LLAT"), "the film is lateral, .* got 'ViewPosition LLAT'"),
         (
             dataset_of(stored_HW, ViewCodeSequence=[code("Left lateral projection")]),
