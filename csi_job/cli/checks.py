@@ -1,6 +1,7 @@
 """What can be found wrong in a call before PyTorch and Optuna are imported, which takes seconds."""
 
 import os
+import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def check_call(settings: Settings, shown: Collection[str], given: Mapping[str, A
     """
     work = settings.work.absolute()
     place = next(path for path in (work, *work.parents) if os.path.lexists(path))
-    if not os.path.isdir(place):  # noqa: PTH112 - raises nothing
+    if not _is_folder(place):
         raise ConfigurationError(
             "the work folder is a file or a broken link", got=str(place), hint="name a folder with --work"
         )
@@ -46,6 +47,13 @@ def check_call(settings: Settings, shown: Collection[str], given: Mapping[str, A
         from csi_job.storage.url import database_address
 
         database_address(settings.storage, settings.work)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # if it matters, its user says so
 
 
 def check_arguments(folder: WorkFolder, given: Mapping[str, Any]) -> None:

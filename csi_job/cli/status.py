@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import optuna
     from rich.console import RenderableType
 
+    from csi_job.study.status import StudyStatus
+
 
 @click.command()
 @with_settings(
@@ -63,7 +65,10 @@ def status(
     # A program that reads JSON retries by itself: `status --release` does.
     study = _wait_for_study(opened, every) if watch and not as_json else opened()
     model = settings.folder.final(settings.study.name).optimized_model
-    render = partial(render_status, has_model=model.is_file())
+
+    def render(state: StudyStatus) -> RenderableType:
+        return render_status(state, has_model=os.path.isfile(model))  # noqa: PTH113 - raises nothing
+
     with _display(render, status_json, watch=watch, as_json=as_json) as show:
         show(state := study_status(study))
         while watch and not state.is_finished:

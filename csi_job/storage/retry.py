@@ -270,7 +270,9 @@ class RetryPolicy:
     def _unavailable(self, error: Exception, kind: ErrorKind, elapsed_s: float) -> StorageUnavailableError:
         if kind is ErrorKind.REJECTED:
             what = f"{self.where} rejects the connection: {reason(error)}"
-            return StorageRejectedError(what, hint=_sqlite_hint(error) or CHANGED_HINT)
+            hint = _sqlite_hint(error)
+            again = "; then run the same command again, no reported result is lost"
+            return StorageRejectedError(what, hint=hint + again if hint else CHANGED_HINT)
         if elapsed_s < LOG_AFTER_S:
             return StorageUnavailableError(f"{self.where} is unreachable: {reason(error)}")
         return StorageUnavailableError(
