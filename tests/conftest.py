@@ -51,7 +51,7 @@ class _Scheduler(LoadFileScheduling):
 @pytest.hookimpl(optionalhook=True, wrapper=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
     """Run one process more than there are cores, since faults mostly wait."""
-    return (yield) + 1
+    return (yield) + ("PYTEST_XDIST_AUTO_NUM_WORKERS" not in os.environ)
 
 
 @pytest.hookimpl(optionalhook=True)

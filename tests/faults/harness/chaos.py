@@ -108,7 +108,8 @@ def chaos(
     endings = fleet.endings
     epochs_per_loss = 1 if dose.cache is None else dose.max_epochs
     factor = 2 if dose.pruner == "asha" else None
-    expected = Expected(dose.trials, dose.max_epochs, endings, epochs_per_loss, factor)
+    has_outages = dose.cuts + dose.holes + dose.crashes > 0
+    expected = Expected(dose.trials, dose.max_epochs, endings, has_outages, epochs_per_loss, factor)
     figures = Figures(trials=dose.trials)
     figures.take(check_study(direct, name, record, expected), endings)
     figures.cuts, figures.withheld = proxy.counts.cuts.value, proxy.counts.withheld.value

@@ -20,6 +20,8 @@ class Expected:
     max_epochs: int
     endings: Endings
     """Of the workers, some of which lost their trials."""
+    has_outages: bool = False
+    """Whether a worker that lost its trial while it was suspended may wake in an outage, through which it trains on."""
     epochs_per_loss: int = 1
     """Epochs that a kill may cost; real training writes checkpoints on a clock, so all that take less than a minute."""
     reduction_factor: int | None = None
@@ -136,8 +138,8 @@ def _attempts(reader: StudyReader) -> dict[int, int]:
 
 def _repeated_too_often(reader: StudyReader, repeats: Counter[int], expected: Expected) -> Iterator[str]:
     endings = expected.endings
-    # A worker that lost its trial while it was suspended may wake in an outage, through which it trains on.
-    by_the_living = Counter({number: count * expected.max_epochs for number, count in endings.leases_lost.items()})
+    per_live_loss = expected.max_epochs if expected.has_outages else 1
+    by_the_living = Counter({number: count * per_live_loss for number, count in endings.leases_lost.items()})
     num_losses = endings.num_killed + endings.num_not_released
     allowed = num_losses * expected.epochs_per_loss + by_the_living.total()
     if sum(repeats.values()) > allowed:
