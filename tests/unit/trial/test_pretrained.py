@@ -162,6 +162,7 @@ def test_a_failed_download_is_one_line_that_names_the_file_to_provide(tmp_path, 
     for name in ("http_proxy", "https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr("urllib.request._opener", None)  # which keeps the proxies of its first use
     with pytest.raises(ConfigurationError, match="could not be downloaded") as caught:
         check_pretrained("imagenet", ["Custom_1", "resnet18"])
     assert ResNet18_Weights.DEFAULT.url.rsplit("/", 1)[-1] in str(caught.value)
