@@ -251,10 +251,12 @@ def _paths(tree: Tree, prefix: str = "") -> Iterator[str]:
 
 def _meant(path: str, value: object) -> str:
     """Return what to do about an unknown setting or section: its name may be right and its section wrong."""
-    known = [*Settings.model_fields] if isinstance(value, dict) else [name for name, _ in walk(Settings())]
-    near = difflib.get_close_matches(_last(path).lower(), map(_last, known), n=1, cutoff=0.75)
-    meant = [name for name in known if _last(name) in near]
-    return f"did you mean {' or '.join(meant)}?" if meant else "see `csi-job config show`"
+    is_like_section = "." not in path and (value is None or isinstance(value, dict))
+    sections = [*Settings.model_fields] if is_like_section else []
+    for known in (sections, [name for name, _ in walk(Settings())]):
+        if near := difflib.get_close_matches(_last(path).lower(), map(_last, known), n=1, cutoff=0.75):
+            return f"did you mean {' or '.join(name for name in known if _last(name) in near)}?"
+    return "see `csi-job config show`"
 
 
 def _last(path: str) -> str:
@@ -272,7 +274,8 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> Configurati
     named = ", ".join([*others_at][:NUM_PROBLEMS_NAMED]) + ", …" * (len(others_at) > NUM_PROBLEMS_NAMED)
     more = f"; {len(others_at)} more invalid setting{'s'[: len(others_at) > 1]}: {named}" if others_at else ""
     section, parent = _type_of(path), _type_of(path.rpartition(".")[0])
-    if first["type"] == "extra_forbidden" and "." in (key := str(first["loc"][-1])):
+    if first["type"] == "extra_forbidden" and section is not None:  # a dotted key
+        key = str(first["loc"][-1])
         nested = f"{key.replace('.', ': {')}: …{'}' * key.count('.')}"
         return ConfigurationError(f"unknown setting '{key}'{source}", hint=f"write it as {nested}{more}")
     if first["type"] == "extra_forbidden":
@@ -292,8 +295,8 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> Configurati
         hint = "YAML reads no, off, yes and on as false and true; put the word in quotes"
     elif kind == "string_type" and value is not None:
         hint = "put it in quotes"
-    hidden = _may_be_secret(path) or value is None or isinstance(value, (dict, list))
-    got = None if hidden or kind in OWN_KINDS else value
+    hidden = _may_be_secret(path) or isinstance(value, (dict, list))
+    got = None if hidden or kind in OWN_KINDS else "null" if value is None else value
     return ConfigurationError(f"{path or 'settings'}{source}: {what}{more}", got=got, hint=hint)
 
 

@@ -138,9 +138,10 @@ def test_an_invalid_file_is_rejected_in_one_line_with_the_place(tmp_path, text, 
     [
         *[(name, "1", name) for name in ("CSI_JOB_STUDY__FOO", "CSI_JOB_FOO", "CSI_JOB_STUDY__NUM_TRIALS__X")],
         ("CSI_JOB_STORAGE__LEASE_S", "soon", "got 'soon'"),
+        ("CSI_JOB_STUDY__NUM_TRIALS", "null", "must be a whole number, got 'null'"),
         ("CSI_JOB_SPACE", f"[&a0 [1], {ALIASES}]", "more than 10000 values"),
     ],
-    ids=["no setting", "no section", "below a setting", "invalid", "alias bomb"],
+    ids=["no setting", "no section", "below a setting", "invalid", "null", "alias bomb"],
 )
 def test_an_unknown_or_invalid_variable_is_rejected(name, text, expected):
     with pytest.raises(ConfigurationError, match=expected):
@@ -269,18 +270,24 @@ def test_an_unknown_key_is_rejected_with_its_siblings():
 
 
 @pytest.mark.parametrize(
-    ("unknown", "meant"),
+    ("text", "meant"),
     [
-        ("study.patience", "space.patience or baseline.patience"),
-        ("trial.image_size", "cache.image_size_px"),
-        ("trials", "study.num_trials"),
-        ("spcae.patience", "space"),
-        ("Study.num_trials", "study"),
+        ("study: {patience: 1}", "space.patience or baseline.patience"),
+        ("study: {patience: {low: 1, high: 3}}", "space.patience or baseline.patience"),
+        ("learning_rate: {value: 1}", "space.learning_rate or baseline.learning_rate"),
+        ("trial: {image_size: 1}", "cache.image_size_px"),
+        ("trials: 1", "study.num_trials"),
+        ("spcae: {patience: 1}", "space"),
+        ("spcae:", "space"),
+        ("Study: {num_trials: 1}", "study"),
+        ("study.patience: 5", "space.patience or baseline.patience"),
+        ("trial.image_size: 5", "cache.image_size_px"),
+        ("study: {study.num_trials: 5}", "study.num_trials"),
     ],
 )
-def test_an_unknown_setting_is_looked_for_in_the_other_sections(unknown, meant):
+def test_an_unknown_setting_is_looked_for_in_the_other_sections(tmp_path, text, meant):
     with pytest.raises(ConfigurationError, match=rf"did you mean {meant}\?"):
-        load_settings({unknown: 1}, environment={})
+        load_settings({}, write(tmp_path, text), {})
 
 
 @pytest.mark.parametrize(
@@ -288,6 +295,7 @@ def test_an_unknown_setting_is_looked_for_in_the_other_sections(unknown, meant):
     [
         ("study.num_trials: 5", r"unknown setting 'study.num_trials' .*; write it as study: \{num_trials: …\}$"),
         ("trial: {augment.flip: 0}", r"unknown setting 'augment.flip' .*; write it as augment: \{flip: …\}$"),
+        ("a..b: 1", r"unknown setting a\.\.b .*; see"),
         ("trial: {cuda_graphs: 2}", "must be true or false, got 2"),
         ("study: {seed: -1}", r"\): must be greater than or equal to 0, got -1"),
         ("study: {seed: 1}\n---\nstudy: {seed: 2}", "is not valid YAML: found another document"),
