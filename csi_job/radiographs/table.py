@@ -222,7 +222,7 @@ class _Lines:
             raise DataError("the label table is empty")
         separators = (stated[1], *SEPARATORS) if stated else SEPARATORS
         best = max(separators, key=lambda separator: _header_merit(header, separator))
-        spaced = best != " " and f'{best} "' in header  # `"a", "b"`; elsewhere such a quote is part of a text
+        spaced = _header_merit(header, best)[:2] > _header_merit(header, best, spaced=False)[:2]  # e.g. `"a", "b"`
         self._reader = csv.reader(io.StringIO(text, newline=""), delimiter=best, skipinitialspace=spaced, strict=True)
         if stated:
             self._next_cells()
@@ -351,13 +351,14 @@ def _line_of_header(text: str) -> int:
     return next((n for n, line in lines for sep in SEPARATORS if _header_merit(line, sep)[0] == num_columns), 0)
 
 
-def _header_merit(header: str, separator: str) -> tuple[int, int]:
-    """Return how many known columns a separator shows, then how many cells."""
+def _header_merit(header: str, separator: str, *, spaced: bool = True) -> tuple[int, bool, int]:
+    """Return how many required columns a separator shows, whether that of patients, then how many cells."""
     try:
-        cells = next(csv.reader([header], delimiter=separator, skipinitialspace=separator != " "), [])
+        cells = next(csv.reader([header], delimiter=separator, skipinitialspace=spaced and separator != " "), [])
     except csv.Error:
-        return (0, 0)
-    return (len({*map(_joined, cells)} & {*map(_joined, REQUIRED_COLUMNS)}), len(cells))
+        return (0, False, 0)
+    names = {*map(_joined, cells)}
+    return (len(names & {*map(_joined, REQUIRED_COLUMNS)}), _joined(PATIENT_COLUMN) in names, len(cells))
 
 
 def _joined(name: str) -> str:

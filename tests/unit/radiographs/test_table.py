@@ -62,9 +62,16 @@ def test_the_first_line_may_state_the_separator(tmp_path, separator, line, encod
 
 def test_quoted_cells_may_follow_a_space(tmp_path):
     quoted = [tuple(f'"{cell}"' for cell in cells) for cells in (HEADER, ROW)]
-    assert read(tmp_path, lines(*quoted, separator=", ")).file_ids == ("film 1",)
-    remark = lines((*HEADER, "remark"), (*ROW, ' "faint" line'))  # a quote within a cell, where the header has none
-    assert read(tmp_path, remark).file_ids == ("film 1",)
+    for separator in (", ", ";  ", "| "):
+        assert read(tmp_path, lines(*quoted, separator=separator)).patient_ids == ("P1",)
+    only_patient = lines((HEADER[0], ' "PatientID"', *ZONES), (ROW[0], ' "P1"', *ROW[2:]))
+    assert read(tmp_path, only_patient).patient_ids == ("P1",)
+
+
+@pytest.mark.parametrize("name", ["remark", ' "remark"', '"remark, ""x"""'])
+def test_quotes_within_a_cell_are_text_where_no_known_column_is_quoted_after_a_space(tmp_path, name):
+    table = lines((*HEADER, name), (*ROW, ' "faint" line'), separator=",")
+    assert read(tmp_path, table).file_ids == ("film 1",)
 
 
 @pytest.mark.parametrize(
