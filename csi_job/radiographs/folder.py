@@ -23,6 +23,9 @@ _SYSTEM_NAMES = {  # in lower case
 }
 
 MISSING = "no image of this name"
+_FOLDER_LEAVING = (
+    "its sub-folder is behind a link that leaves the folder of images; replace the link by a copy of its target"
+)
 _LEAVING = "a link that leaves the folder of images; copy what it links to into the folder"
 _ROOT = PurePosixPath()
 _MAY_NAME_FOLDERS = re.compile(r".*[/\\:]|\.{0,2}$", re.DOTALL)  # a path costs more than a name
@@ -121,7 +124,7 @@ class ImageFolder:
     def _why_missing(self, subfolder: PurePosixPath) -> str:
         folder = self._root / subfolder
         is_leaving = os.path.isdir(folder) and not folder.resolve().is_relative_to(self._root)  # noqa: PTH112 - raises nothing
-        return _LEAVING if is_leaving else MISSING
+        return _FOLDER_LEAVING if is_leaving else MISSING
 
     def _follow(self, link: Path) -> Path | str:
         try:
