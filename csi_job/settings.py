@@ -63,7 +63,10 @@ def _class_bodies(module: str) -> dict[str, list[ast.stmt]]:
 
 
 def beyond_bounds(error: ValidationError) -> Iterator[tuple[tuple[int | str, ...], Any, Any]]:
-    """Yield the place, the value and the bound of each value that is beyond one."""
+    """Yield the place, the value and the bound of each value that is above a maximum or below a minimum.
+
+    An exclusive bound (`lt`, `gt`) is no value to move to, so what is beyond one stays refused.
+    """
     for one in error.errors():
         bounds = one.get("ctx", {})
         if (bound := bounds.get("le", bounds.get("ge"))) is not None:

@@ -36,7 +36,7 @@ from csi_job.trial.settings import TrialSettings
 from csi_job.yaml_file import yaml_line
 
 PhaseSettings: TypeAlias = tuple[tuple[str, Any], ...]
-SECTIONS: dict[str, type[Section]] = {
+SECTIONS: dict[str, type[Section]] = {  # those of what a study stores whose numbers have minima or maxima
     "radiographs": RadiographsSettings,
     "cache": CacheSettings,
     "trial": TrialSettings,
