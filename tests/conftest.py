@@ -62,7 +62,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Schedu
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the slow rooms, lest one process ends long after the others."""
     slow = ("faults", "integration", "unit/trial", "unit/tracking")
-    items.sort(key=lambda item: next((i for i in range(4) if item.nodeid.startswith(f"tests/{slow[i]}/")), 4))
+    items.sort(key=lambda item: [not item.nodeid.startswith(f"tests/{room}/") for room in slow])
 
 
 @pytest.fixture(scope="session")

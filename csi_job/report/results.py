@@ -71,7 +71,7 @@ def load_results(view: StudyView, work: Path) -> Results:
 
 
 def _is_by_hand(content: Json) -> bool:
-    """Whether hyperparameters are from a file that names neither a trial nor a study, but for the default's name."""
+    """Return whether hyperparameters were written by hand: their file names no trial, and no study by its uid."""
     return content.get("trial") is None and content.get(STUDY_UID) is None
 
 
