@@ -78,12 +78,16 @@ class Search:
         """
         start_s, limit_s = time.monotonic(), self.settings.study.timeout_s
         has_ended = self.confirm and bool(self.study.user_attrs.get(ENDED))
-        if not has_ended:
-            self._run_trials(tracker, on_finished)
-        status, left_s = study_status(self.study), limit_s and limit_s - (time.monotonic() - start_s)
-        can_confirm = (status.is_finished or has_ended) and status.best
-        if self.confirm and can_confirm and (left_s is None or left_s > 0):
-            self._share_trainings(tracker, on_finished, left_s)
+        wandb = WandbTracker.if_enabled(self.settings.tracking, self.study, self.settings.work)
+        with wandb or contextlib.nullcontext():  # its last uploads go on during the trainings
+            if not has_ended:
+                self._run_trials([tracker, wandb] if wandb else [tracker], on_finished)
+                if wandb is not None and study_status(self.study).is_finished:
+                    log_summary(wandb, self.study)
+            status, left_s = study_status(self.study), limit_s and limit_s - (time.monotonic() - start_s)
+            can_confirm = (status.is_finished or has_ended) and status.best
+            if self.confirm and can_confirm and (left_s is None or left_s > 0):
+                self._share_trainings(tracker, on_finished, left_s)
 
     def _share_trainings(self, tracker: Tracker, on_finished: Callable[..., None], timeout_s: float | None) -> None:
         """Do the trainings that choose the winner, together with the other workers."""
@@ -98,34 +102,30 @@ class Search:
         limited = settings.study.model_copy(update={"timeout_s": timeout_s})
         replace(training, worker=limited).share_trainings(waits=False)
 
-    def _run_trials(self, tracker: Tracker, on_finished: Callable[[int], None]) -> None:
+    def _run_trials(self, trackers: Sequence[Tracker], on_finished: Callable[[int], None]) -> None:
         """Run trials in this process, and refresh the report now and then."""
         study, settings = self.study, self.settings
         keep_compiled(settings.trial, settings.folder.compiled)
-        wandb = WandbTracker.if_enabled(settings.tracking, study, settings.work)
 
         def on_trial_finished(summary: WorkerSummary) -> None:
             on_finished(study_status(study).num_finished)
             if summary.outcomes.total() % settings.study.report_every == 0:
                 refresh_results(study, settings.folder)
 
-        with contextlib.closing(wandb) if wandb else contextlib.nullcontext():
-            run_worker(
-                study,
-                training_objective(self.cache.train, self.cache.validation, settings.trial),
-                suggest=settings.space.suggest,
-                settings=settings.study,
-                work=settings.work,
-                options=WorkerOptions(
-                    stall_s=settings.trial.stall_s,
-                    trackers=[tracker, wandb] if wandb else [tracker],
-                    on_trial_finished=on_trial_finished,
-                    own_process=self.own_process,
-                    waits=self.confirm,
-                ),
-            )
-            if wandb is not None and study_status(study).is_finished:
-                log_summary(wandb, study)
+        run_worker(
+            study,
+            training_objective(self.cache.train, self.cache.validation, settings.trial),
+            suggest=settings.space.suggest,
+            settings=settings.study,
+            work=settings.work,
+            options=WorkerOptions(
+                stall_s=settings.trial.stall_s,
+                trackers=trackers,
+                on_trial_finished=on_trial_finished,
+                own_process=self.own_process,
+                waits=self.confirm,
+            ),
+        )
 
     def _run_workers(self, environments: Sequence[Environment], live: LiveStudy) -> None:
         start_s, settings, study = time.monotonic(), self.settings, self.study

@@ -25,7 +25,8 @@ from csi_job.tracking.settings import TrackingSettings, wandb_mode
 from csi_job.work_folder import WorkFolder
 
 logger = logging.getLogger(__name__)
-CLOSE_S: Final = 5.0  # how long a search waits for the last uploads at its end; they continue behind it
+UPLOAD_S: Final = 30.0  # how long a search waits at its end for the last uploads, which end with its container
+STOP_S: Final = 5.0  # the same where it is stopped, or fails
 HIDDEN_VARIABLES: Final = ("CSI_JOB_", "PG")  # may hold the database's password
 
 
@@ -118,14 +119,24 @@ class WandbTracker:
             self._send({"summary": str(content)})
         self._end_run()
 
-    def close(self) -> None:
-        """Wait at most `CLOSE_S` for the last uploads."""
+    def __enter__(self) -> Self:
+        """Return the tracker."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for the last uploads."""
+        self.close(UPLOAD_S if kind is None else STOP_S)
+
+    def close(self, limit_s: float = UPLOAD_S) -> None:
+        """Wait at most this long for the last uploads; they continue behind a process without a container."""
         self._end_run()
-        deadline = time.monotonic() + CLOSE_S
+        deadline = time.monotonic() + limit_s
         for process in self._ending:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
             self._read_problem(process)
+            if process.poll() is None:
+                self._warn_once(f"an upload goes on; should it end early: wandb sync {self._folder.wandb}")
         self._ending.clear()
 
     def _arguments(self, name: str, config: Mapping[str, Any], *, job_type: str) -> dict[str, Any]:

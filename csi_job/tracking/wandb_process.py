@@ -15,6 +15,7 @@ from csi_job.tracking.settings import MODES
 
 INIT_TIMEOUT_S: Final = 20.0
 FINISH_TIMEOUT_S: Final = 120.0  # for the last upload of a run; `wandb sync` can complete it later
+CLOSE_TIMEOUT_S: Final = 30.0  # for writing the rest of a run's file
 
 
 def main(lines: IO[str], problems: IO[str]) -> None:
@@ -24,7 +25,7 @@ def main(lines: IO[str], problems: IO[str]) -> None:
         message = json.loads(line)
         if "project" in message:
             if run is not None:
-                _finish(run, outcome)
+                _finish(run, outcome, problems)
             run, mode = _open_run({"mode": mode} | message, problems)
             outcome = "released"
         assert run is not None
@@ -37,15 +38,27 @@ def main(lines: IO[str], problems: IO[str]) -> None:
             _log_summary(run, Path(message["summary"]))
             outcome = "complete"
     if run is not None:
-        _finish(run, outcome)
+        _finish(run, outcome, problems)
 
 
-def _finish(run: Any, outcome: str) -> None:
-    timer = threading.Timer(FINISH_TIMEOUT_S, os._exit, (1,))
+def _finish(run: Any, outcome: str, problems: IO[str]) -> None:
+    """End a run, whose file in the work folder then is whole whether or not the server has got all of it."""
+    import wandb
+
+    timer = threading.Timer(run.settings.finish_timeout + CLOSE_TIMEOUT_S, os._exit, (1,))
     timer.daemon = True
     timer.start()
-    run.finish(exit_code=1 if outcome in ("failed", "released") else 0)
+    try:
+        run.finish(exit_code=1 if outcome in ("failed", "released") else 0)
+    except TimeoutError:
+        _report(f"the server did not take a run's data within {run.settings.finish_timeout:g} s", problems)
+    wandb.teardown()  # it writes the file's end only now, and stops writing when this process ends
     timer.cancel()
+
+
+def _report(problem: str, problems: IO[str]) -> None:
+    problems.write(f"{problem}\n")
+    problems.flush()
 
 
 def _open_run(arguments: dict[str, Any], problems: IO[str]) -> tuple[Any, str]:
@@ -55,6 +68,8 @@ def _open_run(arguments: dict[str, Any], problems: IO[str]) -> tuple[Any, str]:
     init_timeout_s = float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S))
     settings = wandb.Settings(
         init_timeout=init_timeout_s,
+        finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)),
+        finish_timeout_raises=True,
         login_timeout=int(init_timeout_s),
         silent=True,
         console="off",
@@ -72,8 +87,7 @@ def _open_run(arguments: dict[str, Any], problems: IO[str]) -> tuple[Any, str]:
             return wandb.init(**arguments, mode="online", resume="allow", settings=settings), mode
         except Exception as error:  # noqa: BLE001 - whatever is wrong there, the run is kept here
             words = " ".join(str(error).split())[:200]
-            problems.write(f"the server cannot be used ({words})\n")
-            problems.flush()
+            _report(f"the server cannot be used ({words})", problems)
             wandb.teardown()  # else the id counts as in use
             mode = "offline"
     return wandb.init(**arguments, mode=mode, settings=settings), mode

@@ -4,9 +4,13 @@ import json
 import os
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Event, Thread
+from typing import Any, ClassVar
 
 import optuna
 import pytest
@@ -189,6 +193,82 @@ def test_a_server_that_never_answers_delays_no_trial(study, tmp_path, monkeypatc
         tracker.close()
     assert "server cannot be used" in caplog.text
     assert caplog.text.count("Weights & Biases:") == 1
+
+
+class SilentServer(BaseHTTPRequestHandler):
+    """A server of Weights & Biases that opens runs, and never answers about what they send."""
+
+    bucket: ClassVar = {"id": "1", "name": "toy", "project": {"name": "csi", "entity": {"name": "me"}}}
+    files: ClassVar = {"runID": "1", "uploadHeaders": [], "files": []}
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.endswith("file_stream"):
+            self.server.over.wait()
+        answer = {"data": {"upsertBucket": {"bucket": self.bucket}, "createRunFiles": self.files}}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_run_whose_upload_never_ends_is_kept_whole_and_said(study, tmp_path, monkeypatch, caplog):
+    with ThreadingHTTPServer(("127.0.0.1", 0), SilentServer) as server:
+        server.over = Event()
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
+        try:
+            with WandbTracker(TrackingSettings(wandb_project="csi"), study, tmp_path) as tracker:
+                tracker.trial_started(0, 1, {"x": 0.5}, {})
+                tracker.epoch(0, 0, {"val_f1": 0.25})
+                tracker.trial_ended(0, "complete")
+        finally:
+            server.over.set()
+            server.shutdown()
+            thread.join()
+    assert "did not take a run's data within 1 s; to upload the runs later: wandb sync" in caplog.text
+    [path] = (tmp_path / "wandb").glob("run-*/*.wandb")
+    assert [(row["epoch"], row["val_f1"]) for row in history([path])] == [(1, 0.25)]
+    assert any(record.HasField("exit") for record in records(path))
+
+
+SLOW_SERVICE = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from wandb.sdk.lib.service.service_connection import ServiceConnection
+from csi_job.tracking import wandb_process
+
+def finish(connection, run_id, finish=ServiceConnection.inform_finish):
+    [service] = Path("/proc/self/task", str(os.getpid()), "children").read_text().split()
+    os.kill(int(service), signal.SIGSTOP)
+    subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -CONT {service}"])
+    finish(connection, run_id)
+
+ServiceConnection.inform_finish = finish
+wandb_process.main(sys.stdin, sys.stderr)
+os._exit(0)
+"""
+
+
+def test_the_process_of_a_run_ends_after_its_file(tmp_path):
+    lines = [
+        {"project": "csi", "id": "a-0", "config": {}, "mode": "offline"},
+        {"step": 0, "metrics": {"val_f1": 0.25}},
+    ]
+    (tmp_path / "wandb").mkdir()
+    subprocess.run(
+        [sys.executable, "-c", SLOW_SERVICE],
+        input="\n".join(map(json.dumps, lines)),
+        env=os.environ | {"WANDB_DIR": str(tmp_path)},
+        text=True,
+        check=True,
+    )
+    assert list(runs(tmp_path)) == ["a-0"]
 
 
 def test_a_tracker_that_cannot_start_costs_nothing(study, tmp_path, monkeypatch, caplog):
