@@ -4,13 +4,13 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
 from csi_job.radiographs.content import CODESTREAM, LARGE
 from csi_job.radiographs.grey import BRIGHTEST_PERCENT, DARKEST_PERCENT, Box, Film, sampled
 
-_CODING_STYLE = 0x52
-_MIN_TIMES_SIDE = 2  # wavelets alias, so at least this many pixels are needed per pixel of the square, along each side
+_MARKER, _CODING_STYLE = 0xFF, 0x52
+_MIN_TIMES_SIDE = 4 / 3  # wavelets alias, so each side needs at least this many pixels per pixel of the square
 _MEDIAN_OF_CURVATURE = 0.6745 * 6  # of normal noise of 1 (J. Immerkaer, Fast noise variance estimation, 1996)
 _NUM_CHECKED, _NUM_DRAWN = 64, 16  # rows and columns of averages; pixels of each
 
@@ -19,7 +19,7 @@ _NUM_CHECKED, _NUM_DRAWN = 64, 16  # rows and columns of averages; pixels of eac
 class Fraction:
     """An image at 1 / factor of the width and height; the film covers a box of it."""
 
-    image: ImageFile.ImageFile
+    image: Image.Image
     factor: int
     box: Box
 
@@ -49,9 +49,9 @@ def decode_fraction(content: bytes, side_px: int) -> Fraction | None:
         drafted = image.draft("L", (side_px, side_px))
         factor = round(width / image.width)
         return Fraction(image, factor, drafted[1]) if drafted and factor > 1 else None
-    codestream = content[content.find(CODESTREAM) :]
+    codestream = memoryview(content)[content.find(CODESTREAM) :]
     num_levels, is_reversible = _coding_style(codestream)
-    halvings = min(num_levels, (min(image.size) // (_MIN_TIMES_SIDE * side_px)).bit_length() - 1)
+    halvings = min(num_levels, int(min(image.size) / (_MIN_TIMES_SIDE * side_px)).bit_length() - 1)
     if is_reversible and image.mode == "L":  # each level rounds up by a quarter of a grey level each way
         halvings = min(halvings, 1)
     has_offset = any(codestream[16:24])
@@ -65,16 +65,16 @@ def decode_fraction(content: bytes, side_px: int) -> Fraction | None:
     except OSError:  # a tile has fewer levels
         return None
     shift = (1 - 1 / factor) / 2  # each pixel is centred where the first of those it stands for was
-    right, bottom = (
-        min(length, full / factor + shift) for length, full in zip(image.size, (width, height), strict=True)
-    )
-    return Fraction(image, factor, (shift, shift, right, bottom))
+    padded = Image.fromarray(
+        np.pad(np.asarray(image), (0, 1), mode="edge")
+    )  # the last pixel may not reach the film's end
+    return Fraction(padded, factor, (shift, shift, width / factor + shift, height / factor + shift))
 
 
-def _coding_style(codestream: bytes) -> tuple[int, bool]:
+def _coding_style(codestream: memoryview) -> tuple[int, bool]:
     """Return from a JPEG 2000 header how often the size can be halved, and whether the compression is lossless."""
     place = 2
-    while codestream[place : place + 1] == b"\xff" and place + 13 < len(codestream):
+    while place + 13 < len(codestream) and codestream[place] == _MARKER:
         if codestream[place + 1] == _CODING_STYLE:
             return codestream[place + 9], codestream[place + 13] == 1
         place += 2 + int.from_bytes(codestream[place + 2 : place + 4], "big")

@@ -92,8 +92,8 @@ def _square(image: ImageFile.ImageFile, content: bytes, side_px: int) -> np.ndar
     fraction = decode_fraction(content, side_px) if is_scalable else None
     if fraction is not None:
         return to_square(_grey(fraction.image), side_px, fraction.box)
-    image.draft("L", (_DRAFT_FACTOR * side_px, _DRAFT_FACTOR * side_px))
-    return to_square(_grey(image), side_px)
+    drafted = image.draft("L", (_DRAFT_FACTOR * side_px, _DRAFT_FACTOR * side_px))
+    return to_square(_grey(image), side_px, drafted and drafted[1])
 
 
 def _num_pages(image: ImageFile.ImageFile) -> int:

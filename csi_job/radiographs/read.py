@@ -15,7 +15,7 @@ from csi_job.radiographs.content import GZIP_MAGIC, NUM_MAGIC_BYTES, explain_ref
 from csi_job.radiographs.folder import MISSING, ImageFolder
 from csi_job.radiographs.spreadsheet import is_scientific
 
-READER_VERSION = 7  # part of every cache's content key: raise it when any image comes out with other pixels
+READER_VERSION = 8  # part of every cache's content key: raise it when any image comes out with other pixels
 EARLIER_READERS = (1,)  # of released versions: a study that has begun keeps the cache that one of them decoded
 MAX_FILE_BYTES = 1 << 29
 _MAX_REASON_LENGTH = 120

@@ -93,10 +93,19 @@ def test_a_fraction_of_jpeg_2000_lies_where_the_film_does(width):
     film_HW = np.tile(np.linspace(0, 65_000, width).astype(np.uint16), (1003, 1))
     content = encode(Image.fromarray(film_HW), "JPEG2000", no_jp2=True)
     fraction = decode_fraction(content, SIDE_PX)
-    assert fraction.factor == 4
+    assert fraction.factor == 8
     small = Image.fromarray(np.asarray(fraction.image)).resize((SIDE_PX, SIDE_PX), 2, box=fraction.box)
     expected = Image.fromarray(film_HW).resize((SIDE_PX, SIDE_PX), 2)
     assert np.abs(np.asarray(small).astype(int) - np.asarray(expected)).max() < 65_000 / 255 / 2
+
+
+@pytest.mark.parametrize("width", range(513, 521))
+def test_a_small_jpeg_lies_where_the_film_does(width):
+    film_HW = np.tile(np.linspace(0, 250, width).astype(np.uint8), (513, 1))
+    pixels_HW = read_picture(encode(Image.fromarray(film_HW), "JPEG", quality=98), SIDE_PX, MAX_SIDE_PX)
+    assert (
+        np.abs(pixels_HW.astype(int) - np.asarray(Image.fromarray(film_HW).resize((SIDE_PX, SIDE_PX), 2))).mean() < 0.1
+    )
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
