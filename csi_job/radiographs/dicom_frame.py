@@ -92,7 +92,7 @@ def _run_lengths(dataset: Dataset) -> np.ndarray | None:
     if num_planes != dtype.itemsize:
         return None
     ends = (*starts[1:num_planes], len(frame))
-    levels_HW = np.zeros((dataset.Rows, dataset.Columns), dtype.newbyteorder("="))
+    levels_HW = np.empty((dataset.Rows, dataset.Columns), dtype.newbyteorder("="))
     planes_HWP = levels_HW.view(np.uint8).reshape(*levels_HW.shape, num_planes)
     size = (dataset.Columns, dataset.Rows)
     for place, (start, end) in enumerate(zip(starts, ends, strict=False)):
