@@ -136,7 +136,9 @@ class WandbTracker:
                 process.wait(max(0.0, deadline - time.monotonic()))
             self._read_problem(process)
             if process.poll() is None:
-                self._warn_once(f"an upload goes on; should it end early: wandb sync {self._folder.wandb}")
+                self._warn_once(
+                    f"an upload goes on; should it end early: wandb sync --include-online {self._folder.wandb}/RUN"
+                )
         self._ending.clear()
 
     def _arguments(self, name: str, config: Mapping[str, Any], *, job_type: str) -> dict[str, Any]:
@@ -207,7 +209,7 @@ class WandbTracker:
         if problem:
             self._is_offline = True
             reason = problem.decode(errors="replace").strip()
-            self._warn_once(f"{reason}; to upload the runs later: wandb sync {self._folder.wandb}")
+            self._warn_once(f"{reason}; to upload offline runs later: wandb sync {self._folder.wandb}")
 
     def _warn_once(self, problem: str) -> None:
         if not self._has_warned:

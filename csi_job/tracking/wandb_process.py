@@ -51,7 +51,8 @@ def _finish(run: Any, outcome: str, problems: IO[str]) -> None:
     try:
         run.finish(exit_code=1 if outcome in ("failed", "released") else 0)
     except TimeoutError:
-        _report(f"the server did not take a run's data within {run.settings.finish_timeout:g} s", problems)
+        what = f"the server did not take a run's data within {run.settings.finish_timeout:g} s"
+        _report(f"{what}; to upload such a run later: wandb sync --include-online {run.settings.sync_dir}", problems)
     wandb.teardown()  # it writes the file's end only now, and stops writing when this process ends
     timer.cancel()
 

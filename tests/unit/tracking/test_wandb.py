@@ -198,14 +198,15 @@ def test_a_server_that_never_answers_delays_no_trial(study, tmp_path, monkeypatc
 class SilentServer(BaseHTTPRequestHandler):
     """A server of Weights & Biases that opens runs, and never answers about what they send."""
 
-    bucket: ClassVar = {"id": "1", "name": "toy", "project": {"name": "csi", "entity": {"name": "me"}}}
+    project: ClassVar = {"name": "csi", "entity": {"name": "me"}}
     files: ClassVar = {"runID": "1", "uploadHeaders": [], "files": []}
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path.endswith("file_stream"):
             self.server.over.wait()
-        answer = {"data": {"upsertBucket": {"bucket": self.bucket}, "createRunFiles": self.files}}
+        bucket = {"id": "1", "name": asked.get("variables", {}).get("name"), "project": self.project}
+        answer = {"data": {"upsertBucket": {"bucket": bucket}, "createRunFiles": self.files}}
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
@@ -231,8 +232,8 @@ def test_a_run_whose_upload_never_ends_is_kept_whole_and_said(study, tmp_path, m
             server.over.set()
             server.shutdown()
             thread.join()
-    assert "did not take a run's data within 1 s; to upload the runs later: wandb sync" in caplog.text
     [path] = (tmp_path / "wandb").glob("run-*/*.wandb")
+    assert f"within 1 s; to upload such a run later: wandb sync --include-online {path.parent};" in caplog.text
     assert [(row["epoch"], row["val_f1"]) for row in history([path])] == [(1, 0.25)]
     assert any(record.HasField("exit") for record in records(path))
 
