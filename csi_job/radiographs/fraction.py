@@ -65,10 +65,8 @@ def decode_fraction(content: bytes, side_px: int) -> Fraction | None:
     except OSError:  # a tile has fewer levels
         return None
     shift = (1 - 1 / factor) / 2  # each pixel is centred where the first of those it stands for was
-    padded = Image.fromarray(
-        np.pad(np.asarray(image), (0, 1), mode="edge")
-    )  # the last pixel may not reach the film's end
-    return Fraction(padded, factor, (shift, shift, width / factor + shift, height / factor + shift))
+    padded_HW = np.pad(np.asarray(image), (0, 1), mode="edge")  # the last pixel may not reach the film's end
+    return Fraction(Image.fromarray(padded_HW), factor, (shift, shift, width / factor + shift, height / factor + shift))
 
 
 def _coding_style(codestream: memoryview) -> tuple[int, bool]:

@@ -128,16 +128,19 @@ class WandbTracker:
         self.close(UPLOAD_S if kind is None else STOP_S)
 
     def close(self, limit_s: float = UPLOAD_S) -> None:
-        """Wait at most this long for the last uploads; they continue behind a process without a container."""
+        """Wait at most this long for the last uploads; without a container they go on after this process."""
         self._end_run()
+        if not self._is_offline and any(process.poll() is None for process in self._ending):
+            logger.info("waiting up to %.0f s for the last uploads to Weights & Biases", limit_s)
         deadline = time.monotonic() + limit_s
         for process in self._ending:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
             self._read_problem(process)
             if process.poll() is None:
+                option = "" if self._is_offline else "--include-online "
                 self._warn_once(
-                    f"an upload goes on; should it end early: wandb sync --include-online {self._folder.wandb}/RUN"
+                    f"a run is not complete yet; if it stays so: wandb sync {option}{self._folder.wandb}/RUN"
                 )
         self._ending.clear()
 
@@ -199,7 +202,7 @@ class WandbTracker:
         self._run = self._running = None
 
     def _read_problem(self, process: subprocess.Popen[bytes]) -> None:
-        """Read why a run's process went offline, if it did; later runs then start offline."""
+        """Read why a run's process could not upload it, if so; later runs then start offline."""
         problem = b""
         if process.stdout is not None and not process.stdout.closed:
             with contextlib.suppress(OSError, ValueError):

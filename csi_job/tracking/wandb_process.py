@@ -24,13 +24,13 @@ def main(lines: IO[str], problems: IO[str]) -> None:
     for line in lines:
         message = json.loads(line)
         if "project" in message:
-            if run is not None:
-                _finish(run, outcome, problems)
+            if run is not None and not _finish(run, outcome, problems):
+                mode = "offline"
             run, mode = _open_run({"mode": mode} | message, problems)
             outcome = "released"
         assert run is not None
         if "metrics" in message:
-            run.log({**message["metrics"], "epoch": message["step"] + 1}, step=message["step"])
+            run.log({**message["metrics"], "epoch": message["step"] + 1}, step=message["step"], commit=True)
         if "outcome" in message:
             outcome = message["outcome"]
             run.summary["outcome"] = outcome
@@ -41,20 +41,23 @@ def main(lines: IO[str], problems: IO[str]) -> None:
         _finish(run, outcome, problems)
 
 
-def _finish(run: Any, outcome: str, problems: IO[str]) -> None:
-    """End a run, whose file in the work folder then is whole whether or not the server has got all of it."""
+def _finish(run: Any, outcome: str, problems: IO[str]) -> bool:
+    """End a run, and return whether the server has got all of it; its file in the work folder is whole then anyway."""
     import wandb
 
+    is_uploaded = True
     timer = threading.Timer(run.settings.finish_timeout + CLOSE_TIMEOUT_S, os._exit, (1,))
     timer.daemon = True
     timer.start()
     try:
         run.finish(exit_code=1 if outcome in ("failed", "released") else 0)
     except TimeoutError:
+        is_uploaded = False
         what = f"the server did not take a run's data within {run.settings.finish_timeout:g} s"
         _report(f"{what}; to upload such a run later: wandb sync --include-online {run.settings.sync_dir}", problems)
     wandb.teardown()  # it writes the file's end only now, and stops writing when this process ends
     timer.cancel()
+    return is_uploaded
 
 
 def _report(problem: str, problems: IO[str]) -> None:
@@ -66,10 +69,10 @@ def _open_run(arguments: dict[str, Any], problems: IO[str]) -> tuple[Any, str]:
     """Open a run, and return it and the mode that it is in."""
     import wandb
 
-    init_timeout_s = float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S))
+    init_timeout_s = time_limit_s("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)
     settings = wandb.Settings(
         init_timeout=init_timeout_s,
-        finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)),
+        finish_timeout=time_limit_s("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S),
         finish_timeout_raises=True,
         login_timeout=int(init_timeout_s),
         silent=True,
@@ -78,6 +81,7 @@ def _open_run(arguments: dict[str, Any], problems: IO[str]) -> tuple[Any, str]:
         disable_code=True,
         x_disable_meta=True,  # host, user and command line are private
         x_disable_stats=True,
+        x_transaction_log_flush_interval=1.0,  # a container may end before the upload does
         x_sync_dir_suffix=uuid.uuid4().hex[:8],  # else processes that open a run in the same second share its file
     )
     mode = arguments.pop("mode")
@@ -92,6 +96,15 @@ def _open_run(arguments: dict[str, Any], problems: IO[str]) -> tuple[Any, str]:
             wandb.teardown()  # else the id counts as in use
             mode = "offline"
     return wandb.init(**arguments, mode=mode, settings=settings), mode
+
+
+def time_limit_s(variable: str, default: float) -> float:
+    """Return the variable's value if it is a time, and not 0, by which W&B would wait without end."""
+    try:
+        seconds = float(os.environ.get(variable, ""))
+    except ValueError:
+        return default
+    return seconds if 0 < seconds < threading.TIMEOUT_MAX else default
 
 
 def _log_summary(run: Any, content: Path) -> None:

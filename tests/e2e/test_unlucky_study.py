@@ -8,7 +8,7 @@ from tests.e2e.release import ENDLESS, INTERRUPT, Release, wait_until
 
 pytestmark = pytest.mark.timeout(4800)
 VALUES = {**ENDLESS, "search.parallelism": 1, "search.backoffLimit": 0}
-LONG_TRIALS = {"job.study.num_trials": 2, "job.study.max_epochs": 200, "job.baseline.patience": 1000}
+LONG_TRIALS = {"job.study.num_trials": 2, "job.study.max_epochs": 400, "job.baseline.patience": 1000}
 LONG_TRIALS |= {"job.space.patience": {"value": 1000}}
 # Activations of several GiB in the first batch; a trial has two attempts, and the second failed trial ends the study.
 TOO_LARGE = {"job.cache.image_size_px": 256, "job.space.model_arch": {"value": "resnet50"}}

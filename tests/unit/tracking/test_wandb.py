@@ -22,6 +22,7 @@ from csi_job.errors import DataError
 from csi_job.search import log_summary
 from csi_job.study.trial_run import RunningTrial
 from csi_job.study.worker import WorkerOptions
+from csi_job.tracking import wandb_process
 from csi_job.tracking.settings import TrackingSettings
 from csi_job.tracking.wandb import WandbTracker
 from csi_job.trial.hyperparameters import Hyperparameters
@@ -215,7 +216,8 @@ class SilentServer(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_run_whose_upload_never_ends_is_kept_whole_and_said(study, tmp_path, monkeypatch, caplog):
+@pytest.fixture
+def silent_server(monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), SilentServer) as server:
         server.over = Event()
         thread = Thread(target=server.serve_forever)
@@ -223,19 +225,48 @@ def test_a_run_whose_upload_never_ends_is_kept_whole_and_said(study, tmp_path, m
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
-        try:
-            with WandbTracker(TrackingSettings(wandb_project="csi"), study, tmp_path) as tracker:
-                tracker.trial_started(0, 1, {"x": 0.5}, {})
-                tracker.epoch(0, 0, {"val_f1": 0.25})
-                tracker.trial_ended(0, "complete")
-        finally:
-            server.over.set()
-            server.shutdown()
-            thread.join()
+        yield
+        server.over.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.usefixtures("silent_server")
+def test_a_run_whose_upload_never_ends_is_kept_whole_and_said(study, tmp_path, caplog):
+    tracker = WandbTracker(TrackingSettings(wandb_project="csi"), study, tmp_path)
+    tracker.trial_started(0, 1, {"x": 0.5}, {})
+    tracker.epoch(0, 0, {"val_f1": 0.25})
+    tracker.trial_ended(0, "complete")
+    tracker.close(120)
     [path] = (tmp_path / "wandb").glob("run-*/*.wandb")
     assert f"within 1 s; to upload such a run later: wandb sync --include-online {path.parent};" in caplog.text
     assert [(row["epoch"], row["val_f1"]) for row in history([path])] == [(1, 0.25)]
     assert any(record.HasField("exit") for record in records(path))
+
+
+@pytest.mark.usefixtures("silent_server")
+def test_runs_of_one_process_go_offline_after_one_that_was_not_uploaded(study, tmp_path):
+    with WandbTracker(TrackingSettings(wandb_project="csi"), study, tmp_path) as tracker:
+        for number in range(3):
+            tracker.trial_ended(number, "pruned")
+        tracker.close(120)
+    assert len(list((tmp_path / "wandb").glob("run-*"))) == 1
+    assert len(runs(tmp_path)) == 2
+
+
+def test_the_file_of_a_running_trial_grows(study, tmp_path):
+    tracker = WandbTracker(TrackingSettings(wandb_project="csi", wandb_mode="offline"), study, tmp_path)
+    tracker.trial_started(0, 1, {"x": 0.5}, {})
+    tracker.epoch(0, 0, {"val_f1": 0.25})
+    wait_until(lambda: [*history([*(tmp_path / "wandb").glob("offline-run-*/*.wandb")])])
+    assert runs(tmp_path) == {}
+    tracker.close()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("2.5", 2.5), ("", 7), ("2m", 7), ("0", 7), ("nan", 7), ("inf", 7)])
+def test_a_time_limit_is_the_variable_s_if_it_is_one(text, seconds, monkeypatch):
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", text)
+    assert wandb_process.time_limit_s("WANDB_INIT_TIMEOUT", 7) == seconds
 
 
 SLOW_SERVICE = """
