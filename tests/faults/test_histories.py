@@ -54,6 +54,9 @@ RIGHT = {
     "a claim without an answer that took effect": [
         ("claim", ("u", "a:1"), None), CLAIM_B, ("claim", ("u", "c:1"), ("none", 0, 2, 2)),
     ],
+    "a claim whose first try another worker took over, as the clock was set": [
+        ("claim", ("u", "a:1"), (1, 1), 99.0, 101.0), ("claim", ("u", "b:1"), (0, 2), 100.2, 100.5),
+    ],
     "a claim without an answer that took none": [("claim", ("u", "a:1"), None), ("claim", ("u", "b:1"), (0, 1))],
     "a trial of a released lease": [
         CLAIM_A, ("release", ("u", 0, "a:1"), ()), ("claim", ("u", "b:1"), (0, 2)), (*REPORT[:2], LOST),
