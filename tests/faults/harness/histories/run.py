@@ -108,8 +108,8 @@ def check(url: str, folder: Path, world: World) -> HistoryFigures:
 def with_twin(op: Operation, world: World) -> list[Operation]:
     """Add to an operation a first try whose answer was lost with the connection.
 
-    A write that finds its lease lost may have been stored before; so may a claim that took longer than a lease or during
-    which the clock was set, and any change of a study that is found deleted.
+    A write that finds its lease lost may have been stored before; so may a claim that took longer than a lease or
+    during which the clock was set, and any change of a study that is found deleted.
     """
     is_long = op.end_s - op.begin_s > world.lease_s or any(op.begin_s <= at_s <= op.end_s for at_s in world.clock_steps)
     is_late = op.kind in WRITES and (op.answer == LOST or (op.kind == "claim" and is_long))
