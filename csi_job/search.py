@@ -82,9 +82,10 @@ class Search:
         with wandb or contextlib.nullcontext():  # its last uploads go on during the trainings
             if not has_ended:
                 self._run_trials([tracker, wandb] if wandb else [tracker], on_finished)
-                if wandb is not None and study_status(self.study).is_finished:
-                    log_summary(wandb, self.study)
-            status, left_s = study_status(self.study), limit_s and limit_s - (time.monotonic() - start_s)
+            status = study_status(self.study)
+            if wandb is not None and not has_ended and status.is_finished:
+                log_summary(wandb, self.study)
+            left_s = limit_s and limit_s - (time.monotonic() - start_s)
             can_confirm = (status.is_finished or has_ended) and status.best
             if self.confirm and can_confirm and (left_s is None or left_s > 0):
                 self._share_trainings(tracker, on_finished, left_s)

@@ -42,7 +42,7 @@ def main(lines: IO[str], problems: IO[str]) -> None:
 
 
 def _finish(run: Any, outcome: str, problems: IO[str]) -> bool:
-    """End a run, and return whether the server has got all of it; its file in the work folder is whole then anyway."""
+    """End a run and complete its file in the work folder; return whether its upload ended in time too."""
     import wandb
 
     is_uploaded = True
