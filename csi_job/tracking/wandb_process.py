@@ -6,6 +6,7 @@ The first line of a run has its arguments, each other one an epoch, the outcome,
 import json
 import os
 import sys
+import tempfile
 import threading
 import uuid
 from pathlib import Path
@@ -130,6 +131,7 @@ if __name__ == "__main__":
         problems = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
         with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        main(sys.stdin, problems)
+        with tempfile.TemporaryDirectory(prefix="csi-job-wandb-") as tempfile.tempdir:
+            main(sys.stdin, problems)
     finally:
-        os._exit(0)  # wandb's exit handlers would wait for an unreachable server
+        os._exit(0)  # wandb's exit handlers, which remove its temporary files too, would wait for an unreachable server

@@ -3,11 +3,13 @@
 import faulthandler
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -79,6 +81,7 @@ class Command(Process):
 
     def __init__(self, *arguments: str, environment: Mapping[str, str]) -> None:
         folder = Path(tempfile.mkdtemp(prefix="command-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.out, self.err = folder / "out", folder / "err"
         super().__init__(_run_command, arguments, dict(environment), str(self.out), str(self.err))
 

@@ -124,6 +124,8 @@ def test_offline_every_trial_is_a_run_of_the_study_resumed_under_the_same_id(stu
     monkeypatch.setenv("CSI_JOB_STORAGE__PASSWORD", SECRET)
     monkeypatch.setenv("PGPASSWORD", SECRET)
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
     tracker = WandbTracker.if_enabled(TrackingSettings(wandb_project="csi"), study, tmp_path)
     run(study, tmp_path, tracker)
     study.add_trial(create_trial(value=0.9, params={"lion": 1.5}, distributions={"lion": FloatDistribution(0, 2)}))
@@ -148,6 +150,7 @@ def test_offline_every_trial_is_a_run_of_the_study_resumed_under_the_same_id(stu
     assert (config["trial"], config["sampler"], config["max_epochs"]) == (0, "tpe", 4)
     everything = b"".join(path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file())
     assert SECRET.encode() not in everything
+    wait_until(lambda: not any((tmp_path / "tmp").iterdir()))
     assert b"studies.db" not in everything
     names = b"".join(path.read_bytes() for path in found[f"{uid}-summary"])
     assert b"importances" in names
