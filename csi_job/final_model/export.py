@@ -49,7 +49,7 @@ def write_model(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]
         if with_pth:
             torch.save(plain, content := io.BytesIO())  # which would hide why the write of a file failed
             with replacing(path.with_suffix(".pth")) as temporary:
-                temporary.write_bytes(content.getbuffer())
+                temporary.write_bytes(content.getvalue())
                 files[path.with_suffix(".pth").name] = _described(temporary)
         return _write_card(path, {**card, "files": files})
 
