@@ -134,8 +134,9 @@ def test_the_notes_say_how_to_open_the_dashboard_if_enabled(tmp_path):
     (chart / "templates" / "notes.yaml").write_text('notes: {{ tpl (.Files.Get "NOTES.txt") . | quote }}')
 
     def notes(values: dict[str, Any]) -> str:
-        action = ("template", "--show-only=templates/notes.yaml")
-        return str(yaml.safe_load(helm(values, action=action, chart=chart).stdout)["notes"])
+        result = helm(values, action=("template", "--show-only=templates/notes.yaml"), chart=chart)
+        assert result.returncode == 0, result.stderr
+        return str(yaml.safe_load(result.stdout)["notes"])
 
     line = "kubectl port-forward -n here service/r-csi-job-dashboard 8080:80"
     assert line in notes({**DEMO, "dashboard.enabled": True})

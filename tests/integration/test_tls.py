@@ -62,11 +62,9 @@ def authority():
 
 @pytest.fixture
 def secure(server, authority):
-    if server.data is None:
-        pytest.skip("this needs the embedded PostgreSQL, not that of TEST_DB_URL")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert(HOST).configure_cert(context)
-    proxy = Proxy(f"{server.data}/.s.PGSQL.5432", context)
+    proxy = Proxy(f"{server.own_data()}/.s.PGSQL.5432", context)
     yield proxy
     proxy.listener.close()
 

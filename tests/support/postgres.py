@@ -44,6 +44,12 @@ class Server:
         connection.close()
         return rows
 
+    def own_data(self) -> Path:
+        """Return where an embedded server has its data and socket, or skip the test."""
+        if self.data is None:
+            pytest.skip("this needs the embedded PostgreSQL, not that of TEST_DB_URL")
+        return self.data
+
     def stop(self) -> None:
         """Kill the server as a crash would."""
         self._control("stop", "-m", "immediate")
@@ -71,9 +77,7 @@ def _user() -> str | None:
 
 def _folder_beside(server: Server, name: str) -> Path:
     """Make a folder for another server, beside the data of an embedded one."""
-    if server.data is None:
-        pytest.skip("this needs the embedded PostgreSQL, not that of TEST_DB_URL")
-    folder = server.data.with_name(name)
+    folder = server.own_data().with_name(name)
     folder.mkdir(mode=0o700)
     if user := _user():
         shutil.chown(folder, user)
