@@ -7,6 +7,7 @@ LOCK   := tests/requirements.lock
 DEMO   := demo
 DOCKER := docker
 TOOLS  := .venv-lint
+UV     := .venv-uv
 RELEASES := 4
 VERSION := 0.1.0
 BASE_IMAGE := debian:trixie-slim
@@ -65,7 +66,11 @@ $(READY): $(LOCK) image/bootstrap.lock pyproject.toml
 	  echo "Python 3.11 or newer is needed, got $$($(PYTHON) --version 2>&1); install one and run: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "$(PYTHON) has no venv or ensurepip; install them (Debian, Ubuntu: apt-get install python3-venv) and run make again" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || if $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 15))'; then $(PYTHON) -m venv $(VENV); else \
+	  echo "python-gdcm and others have no wheels for Python 3.15 or newer yet: uv looks for Python 3.14, or fetches it"; \
+	  $(PYTHON) -m venv $(UV) && $(UV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r image/bootstrap.lock && \
+	  UV_PYTHON_INSTALL_DIR=$(CURDIR)/$(UV)/python $(UV)/bin/uv venv --quiet --seed --python 3.14 $(VENV) || { \
+	  echo "Python 3.11 to 3.14 is needed, got $$($(PYTHON) --version 2>&1); install one and run: make PYTHON=python3.14 $(MAKECMDGOALS)" >&2; exit 1; }; fi
 	@echo "Installing the locked packages into $(VENV) (about 6 GB with torch; once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r image/bootstrap.lock
 	@$(BIN)/uv pip sync --python $(BIN)/python --compile-bytecode --require-hashes $(LOCK)
@@ -127,4 +132,4 @@ bench-gpu: $(READY) ## Measure training and predicting on the GPU, beside timm's
 	@$(BIN)/python -W ignore -m benchmarks.trial_gap
 
 clean: ## Remove the environments and demo/
-	rm -rf $(VENV) $(TOOLS) $(DEMO)
+	rm -rf $(VENV) $(TOOLS) $(UV) $(DEMO)
