@@ -74,7 +74,7 @@ def percentile_interval(values_R: FloatArray, confidence: float, num_patients: i
     defined = values_R[~np.isnan(values_R)]
     num_degenerate = len(values_R) - len(defined)
     if num_patients < 2:  # noqa: PLR2004 - every resample of one patient is the same
-        return Interval(None, None, num_degenerate, "fewer than two patients")
+        return Interval(None, None, num_degenerate, "it rests on fewer than two patients")
     if len(defined) < MIN_DEFINED * len(values_R):
         return Interval(None, None, num_degenerate, f"undefined in {num_degenerate} of {len(values_R)} resamples")
     tail = (1 - confidence) / 2

@@ -103,29 +103,28 @@ def why_undefined(name: str, predictions: Predictions) -> str:
 
 
 def num_patients_measured(name: str, predictions: Predictions) -> int:
-    """Return how many patients a metric is measured on: those with a graded zone, or with this zone graded."""
+    """Return how many patients a metric rests on: those with a graded zone, or with this zone graded.
+
+    For an AUROC they are those of the rarer side: the order of 2 against 19 patients rests on the 2.
+    """
     zone, _, _ = name.rpartition(".")
     counts_N = predictions.zones_NZ[:, ZONES.index(zone)] != UNKNOWN if zone else predictions.has_csi_N
-    return len(np.unique(predictions.patients_N[counts_N]))
-
-
-def num_patients_behind(name: str, predictions: Predictions) -> int:
-    """Return how many patients could contradict a share of 0 or 1; 0 for a metric that is not a share.
-
-    For an AUROC they are those of the rarer side: a perfect order of 2 against 19 patients rests on the 2.
-    """
-    if name in LOWER_IS_BETTER or name == "csi_pearson_r":
-        return 0
+    patients_N = predictions.patients_N[counts_N]
     if not name.startswith("risk_auroc"):
-        return num_patients_measured(name, predictions)
-    risk_N = risk_indices(predictions.csi_N[predictions.has_csi_N])
-    patients_N = predictions.patients_N[predictions.has_csi_N]
+        return len(np.unique(patients_N))
+    risk_N = risk_indices(predictions.csi_N[counts_N])
     sides = {
         f"risk_auroc_{risk}": [len(np.unique(patients_N[mask_N])) for mask_N in (risk_N == index, risk_N != index)]
         for index, risk in enumerate(RISK_CLASSES)
     }
     chosen = sides.get(name) or [size for pair in sides.values() if all(pair) for size in pair]
     return min(chosen, default=0)
+
+
+def num_patients_behind(name: str, predictions: Predictions) -> int:
+    """Return how many patients could contradict a share of 0 or 1; 0 for a metric that is not a share."""
+    is_share = name not in LOWER_IS_BETTER and name != "csi_pearson_r"
+    return num_patients_measured(name, predictions) if is_share else 0
 
 
 def metric_name(name: str) -> str:

@@ -80,7 +80,7 @@ def test_json_stays_valid_where_metrics_are_undefined(quick):
 def test_one_patient_is_too_few_to_compare(quick):
     one = evaluated(certain([[1] * 6, [2] * 6], patients=[0, 0]), quick)
     headline = compare_evaluations(one, one).differences["f1_macro"]
-    assert (headline.verdict, headline.interval.reason) == ("undefined", "fewer than two patients")
+    assert (headline.verdict, headline.interval.reason) == ("undefined", "it rests on fewer than two patients")
 
 
 def test_models_evaluated_on_different_images_are_rejected(quick):

@@ -109,9 +109,19 @@ def test_a_zone_that_is_graded_in_few_patients_has_their_interval(quick):
     metrics = evaluated(predictions, quick).metrics
     assert metrics["left_sup.accuracy"].interval.low == pytest.approx(0.025 ** (1 / 3))
     assert metrics["left_mid.accuracy"].interval.low == pytest.approx(0.025 ** (1 / 30))
-    assert metrics["right_sup.mae"].interval.reason == "fewer than two patients"
+    assert metrics["right_sup.mae"].interval.reason == "it rests on fewer than two patients"
     difference = paired_differences(predictions, predictions, quick)["right_sup.mae"]
-    assert difference.interval.reason == "fewer than two patients"
+    assert difference.interval.reason == "it rests on fewer than two patients"
+
+
+def test_an_auroc_that_rests_on_one_patient_has_no_interval(quick):
+    truth = [[3] * 6, *[[0] * 6] * 12, *[[2] * 6] * 7]
+    predictions = certain(truth, predicted=[[2] * 6, *[[0] * 6] * 12, *[[3] * 6] * 2, *[[2] * 6] * 5])
+    metrics = evaluated(predictions, quick).metrics
+    difference = paired_differences(predictions, predictions, quick)["risk_auroc_high"]
+    for found in (metrics["risk_auroc_high"], metrics["risk_auroc"], difference):
+        assert (found.interval.low, found.interval.reason) == (None, "it rests on fewer than two patients")
+    assert metrics["risk_auroc_medium"].interval.low < metrics["risk_auroc_medium"].value < 1
 
 
 def test_risk_confusion_has_truth_in_rows():
