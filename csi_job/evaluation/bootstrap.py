@@ -14,6 +14,7 @@ from csi_job.evaluation.csi import FloatArray
 from csi_job.evaluation.settings import EvaluationSettings
 
 MIN_DEFINED = 0.5  # least fraction of resamples in which the metric must be defined; fewer are a biased subset
+ROUNDING = 1e-9  # more than equal values differ by
 MAX_WEIGHTS = 2_000_000  # weights in memory at once: 16 MB, whatever the number of images
 
 
@@ -57,13 +58,15 @@ def resampled(
 
 
 def exact_at_the_bounds(interval: Interval, num_patients: int, confidence: float) -> Interval:
-    """Return an interval of a share; where every resample gives 0 or 1, the exact one (Clopper-Pearson) instead.
+    """Return an interval; where every resample of a share gives 0 or 1, the exact one (Clopper-Pearson) instead.
 
     A model that makes no error on few patients makes none in any resample of them either, which says nothing about the
-    next patient; the exact interval does.
+    next patient; the exact interval does. Of any other metric that all resamples agree on, none is known.
     """
-    if not num_patients or interval.low is None or interval.low != interval.high or interval.low not in (0, 1):
+    if interval.low is None or interval.high is None or interval.high - interval.low > ROUNDING:
         return interval
+    if not num_patients or interval.low not in (0, 1):
+        return Interval(None, None, interval.num_degenerate, "the same in every resample")
     bound = ((1 - confidence) / 2) ** (1 / num_patients)
     low, high = (bound, 1.0) if interval.low == 1 else (0.0, 1 - bound)
     return replace(interval, low=low, high=high)

@@ -114,6 +114,14 @@ def test_a_zone_that_is_graded_in_few_patients_has_their_interval(quick):
     assert difference.interval.reason == "it rests on fewer than two patients"
 
 
+def test_a_value_that_all_resamples_agree_on_has_no_interval_of_no_width(quick):
+    metrics = evaluated(certain([[0, 0, 1, 2, 3, 0]] * 20 + [[0, 1, 2, 3, 0, 1]] * 20), quick).metrics
+    for name in ("right_sup.f1_macro", "right_sup.precision", "mae", "csi_rmse"):
+        interval = metrics[name].interval
+        assert (interval.low, interval.high, interval.reason) == (None, None, "the same in every resample")
+    assert metrics["right_sup.accuracy"].interval.low == pytest.approx(0.025 ** (1 / 40))
+
+
 def test_an_auroc_that_rests_on_one_patient_has_no_interval(quick):
     truth = [[3] * 6, *[[0] * 6] * 12, *[[2] * 6] * 7]
     predictions = certain(truth, predicted=[[2] * 6, *[[0] * 6] * 12, *[[3] * 6] * 2, *[[2] * 6] * 5])
