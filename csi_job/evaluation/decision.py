@@ -161,4 +161,4 @@ def _gain(name: str, entry: Json) -> float:
 def _interval(evaluation: Json, ends: list[float] | None, write: Callable[[float], str] = fmt.score) -> str:
     if ends is None:
         return ""
-    return f" ({evaluation['bootstrap']['confidence']:.0%} interval {fmt.interval(ends[0], ends[1], write)})"
+    return f" ({fmt.percent(evaluation['bootstrap']['confidence'])} interval {fmt.interval(ends[0], ends[1], write)})"

@@ -12,6 +12,7 @@ from csi_job.evaluation.csi import FloatArray, risk_indices
 from csi_job.evaluation.difference import Difference
 from csi_job.evaluation.evaluate import Comparison, Evaluation, confusion_ZKK
 from csi_job.evaluation.measures import SUMMARY_METRICS, calibration, metric_name
+from csi_job.html import format as fmt
 from csi_job.html.plot import BLUE, GOLD, GREY, RED, TEAL, Plot, layout, line
 from csi_job.radiographs.zones import (
     LOW_RISK_MAX_CSI,
@@ -134,7 +135,7 @@ def roc_plot(evaluation: Evaluation) -> Plot:
         figure[axis] |= {"range": [-0.02, 1.02], "tickformat": ".0%"}
     caption = (
         "Each class against the rest, by the probability the model gives it. The legend shows the area under each "
-        f"curve and its {evaluation.settings.confidence:.0%} interval."
+        f"curve and its {fmt.percent(evaluation.settings.confidence)} interval."
     )
     return Plot("roc", "Risk class", caption, {"data": traces, "layout": figure})
 
@@ -176,8 +177,9 @@ def differences_plot(comparison: Comparison) -> Plot:
     zero = {"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1}
     figure["shapes"] = [{**zero, "line": {"color": GREY, "width": 1.5}}]
     caption = (
-        f"Model minus baseline with {comparison.model.settings.confidence:.0%} intervals over patients. Errors have "
-        "their sign reversed, so right is always better. Errors are in score points, everything else is a share."
+        f"Model minus baseline with {fmt.percent(comparison.model.settings.confidence)} intervals over patients. "
+        "Errors have their sign reversed, so right is always better. Errors are in score points, everything else is a "
+        "share."
     )
     return Plot("differences", "Differences", caption, {"data": traces, "layout": figure})
 

@@ -138,6 +138,7 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         "card.md.j2",
         card=card,
         settings=flatten(card["training"]).items(),
+        percent=fmt.percent,
         short=lambda value: f"{value:.4g}" if isinstance(value, float) else str(value),
         metric_name=metric_name,
         summary_metrics=SUMMARY_METRICS,
@@ -212,7 +213,7 @@ def _metrics(key: str, title: str, part: Mapping[str, Any] | None) -> PageSectio
         return PageSection(key, title, (NOT_TESTED,))
     sentence = (
         f"{fmt.plural(part['num_images'], 'image')} of {fmt.plural(part['num_patients'], 'patient')}; "
-        f"{part['bootstrap']['confidence']:.0%} intervals over patients."
+        f"{fmt.percent(part['bootstrap']['confidence'])} intervals over patients."
     )
     return PageSection(key, title, (sentence,), (metrics_table(dict(part)), zones_table(dict(part))))
 

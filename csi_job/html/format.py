@@ -45,6 +45,11 @@ def signed(difference: float) -> str:
     return f"{difference:+.3f}".replace("-", MINUS)
 
 
+def percent(share: float) -> str:
+    """Return a level of confidence or another chosen share with all its digits, e.g. `95%`, `99.5%`."""
+    return f"{100 * share:.10g}%"
+
+
 def with_error(number: float | None, error: float | None) -> str:
     """Return a value with its standard error, if there is one."""
     return score(number) if error is None else f"{score(number)} ± {score(error)}"

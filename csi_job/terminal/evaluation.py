@@ -32,7 +32,7 @@ def render_run(run: EvaluationRun) -> RenderableType:
 
 def render_evaluation(evaluation: Evaluation) -> RenderableType:
     """Return the metrics with intervals, the zones, both beside what trivial predictors score, and the warnings."""
-    interval = f"{evaluation.settings.confidence:.0%} interval"
+    interval = f"{fmt.percent(evaluation.settings.confidence)} interval"
     title = f"{evaluation.model} on the {_images(evaluation)}"
     summary = titled_table(title, "metric", "value", interval, *TRIVIAL, "note", left=("metric", "note"))
     for name, shown_name in METRIC_NAMES.items():
@@ -60,7 +60,7 @@ def render_evaluation(evaluation: Evaluation) -> RenderableType:
 def render_comparison(comparison: Comparison) -> RenderableType:
     """Return the differences with intervals, and the warnings about the baseline alone."""
     title = f"{comparison.model.model} compared with {comparison.baseline.model} on the {_images(comparison.model)}"
-    interval = f"{comparison.model.settings.confidence:.0%} interval"
+    interval = f"{fmt.percent(comparison.model.settings.confidence)} interval"
     headings = ("metric", "model", "base", "diff.", interval, "better in", "verdict")
     table = titled_table(title, *headings, left=("metric", "verdict"))
     for name in (*SUMMARY_METRICS, *(f"{zone}.f1_macro" for zone in ZONES)):

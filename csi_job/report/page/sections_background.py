@@ -72,7 +72,7 @@ def reproduce(view: StudyView, info: CacheInfo | None) -> PageSection:
         blocks.append(Code(settings_yaml(view, info), f"The settings file {file}, which is beside this page:"))
     items = [("Study seed", str(view.attributes.get(SEED, fmt.MISSING)))]
     if info is not None:
-        shares = " / ".join(f"{share:.0%}" for share in info.split_shares)
+        shares = " / ".join(map(fmt.percent, info.split_shares))
         items += [
             ("Split", f"by patient, {shares} for {fmt.listed(SPLITS)}, seed {info.split_seed}"),
             ("Images", f"{info.image_size_px} × {info.image_size_px} px, normalisation {info.normalisation}"),  # noqa: RUF001

@@ -78,7 +78,7 @@ def test_result(results: Results) -> PageSection:
     if evaluation is None:
         sentence = f"This study's final model has not been evaluated on the test set yet: run {results.next_step}."
         return PageSection(key, title, (sentence, *results.notes))
-    percent = f"{evaluation['bootstrap']['confidence']:.0%}"
+    percent = fmt.percent(evaluation["bootstrap"]["confidence"])
     sentence = (
         f"{fmt.plural(evaluation['num_images'], 'image')} of {fmt.plural(evaluation['num_patients'], 'patient')} "
         f"that were not used for training or model selection. Parentheses: {percent} confidence intervals over "

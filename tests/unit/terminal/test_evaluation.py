@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from csi_job.evaluation.decision import Decision
+from csi_job.evaluation.decision import Decision, decide
 from csi_job.evaluation.difference import compare_with_trivial
 from csi_job.evaluation.evaluate import compare_evaluations
+from csi_job.evaluation.page import comparison_page, evaluation_page
 from csi_job.evaluation.run import EvaluationRun
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.terminal.evaluation import render_comparison, render_evaluation, render_run
@@ -55,6 +56,17 @@ def test_a_comparison_fits_eighty_columns_and_warns_of_the_baseline_alone():
     assert "better" in text
     assert text.rstrip().endswith("Warning: of one.")
     assert "of both" not in text
+
+
+def test_a_level_of_confidence_keeps_its_digits_on_every_page():
+    evaluation = evaluated(random_predictions(60, 0), QUICK.model_copy(update={"confidence": 0.999}))
+    comparison = compare_evaluations(evaluation, evaluation)
+    decision = decide(evaluation.to_json(), comparison.to_json())
+    texts = [shown(render_run(EvaluationRun(evaluation, comparison, decision, ())), 120)]
+    texts += [evaluation_page(evaluation, decision, []), comparison_page(comparison, decision, [])]
+    for text in texts:
+        assert text.count("99.9%") > 1
+        assert "100% interval" not in text
 
 
 def test_a_run_shows_the_model_then_the_comparison():
