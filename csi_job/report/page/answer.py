@@ -77,8 +77,12 @@ def _found(view: StudyView, best: TrialView, results: Results) -> str:
         return f"{tried} The best reached a validation F1 of {fmt.score(best.f1)}{cost}."
     if best is baseline and len(view.ranked) == 1:
         return f"Only the baseline is complete so far, with a validation F1 of {fmt.score(baseline.f1)}{cost}."
-    if best is baseline:
+    if best is baseline and view.ranked[0] is baseline:
         return f"{tried} None beat the baseline, whose validation F1 is {fmt.score(baseline.f1)}{cost}."
+    if best is baseline:  # cheaper than the best, and about as good
+        highest = f"{fmt.score(view.ranked[0].f1)} of trial {view.ranked[0].number}"
+        chosen = f"The baseline was chosen, whose validation F1 is {fmt.score(baseline.f1)}{cost}"
+        return f"{tried} {chosen}; the highest is {highest}."
     gap = best.f1 - baseline.f1
     which = "The chosen one" if view.has_cost else "The best"
     baseline_cost = f" at {fmt.value(baseline.gflops)}" if cost and baseline.gflops is not None else ""

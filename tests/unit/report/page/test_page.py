@@ -23,7 +23,7 @@ from csi_job.report.study_view import view_study
 from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import WorkFolder
-from tests.unit.report.conftest import PSEUDONYMS, random_study, read_page, rich_study
+from tests.unit.report.conftest import PSEUDONYMS, new_study, random_study, read_page, rich_study, set_attributes
 
 FEW = MIN_PATIENTS - 1
 
@@ -330,6 +330,19 @@ def test_two_objectives_show_the_rule_and_the_front(cost_view, tmp_path):
     page = report(cost_view, tmp_path)
     assert "one standard error" in page.text
     assert any(attrs.get("id") == "figure-pareto_front" for _, attrs in page.tags)
+
+
+def test_a_baseline_chosen_for_its_cost_is_not_called_unbeaten(tmp_path):
+    study = new_study("costs", objective="f1-and-cost", target=2)
+    for f1, gflops in ((0.60, 1.5), (0.62, 4.0)):
+        trial = study.ask()
+        SearchSpace().suggest(trial)
+        set_attributes(trial, f1_se=0.03, gflops=gflops)
+        study.tell(trial, [f1, gflops])
+    text = report(view_study(study), tmp_path).text
+    assert "The baseline was chosen, whose validation F1 is 0.600 at 1.5 GFLOPs" in text
+    assert "the highest is 0.620 of trial 1." in text
+    assert "None beat the baseline" not in text
 
 
 def test_degenerate_studies_give_a_page(degenerate_view, tmp_path):
