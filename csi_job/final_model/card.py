@@ -24,6 +24,7 @@ from csi_job.radiographs.split import SPLITS
 from csi_job.radiographs.zones import LOW_RISK_MAX_CSI, MEDIUM_RISK_MAX_CSI, ZONES
 from csi_job.storage.attributes import STUDY_UID
 from csi_job.study.definition import flatten
+from csi_job.trial.metrics import WEIGHTED
 
 FORMAT = 1
 NOT_TESTED = "Not measured yet: training never touches the test set. csi-job evaluate measures it and fills this in."
@@ -68,6 +69,7 @@ def build_card(context: CardContext, result: CandidateResult, validation: Evalua
     """Return the card of the best seed as JSON-able data; `test` is None until it is evaluated on the test set."""
     params, kept, info = result.candidate.recipe.params, result.best, context.trainer.cache.info
     limits = _limits(info.num_images["train"], context.num_patients["train"], info.image_size_px)
+    limits += [WEIGHTED] if context.trainer.settings.objective_average == "weighted" else []
     limits += [f"There is no baseline to compare it with: {context.no_baseline}."] if context.no_baseline else []
     return {
         "format": FORMAT,

@@ -14,6 +14,10 @@ from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES, SCORES
 
 Average = Literal["macro", "weighted"]
 NUM_SCORES = len(SCORES)
+WEIGHTED = (  # said where `objective_average` is `weighted`
+    "The validation F1 of search and training weights each score by how often it occurs, so it is not comparable with "
+    "the macro F1 of the evaluation, which counts every score equally."
+)
 Floats = npt.NDArray[np.float64]
 
 

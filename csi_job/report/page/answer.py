@@ -9,6 +9,7 @@ from csi_job.html.blocks import KeyFigure, Tone
 from csi_job.report.results import Results
 from csi_job.report.study_view import StudyView, TrialView
 from csi_job.storage.attributes import FINISHED, TrialOutcome
+from csi_job.trial.metrics import WEIGHTED
 
 TONES: dict[str, Tone] = {"better": "good", "worse": "warning"}
 
@@ -29,7 +30,8 @@ def answer(view: StudyView, results: Results) -> Decision:
     if view.best is None:
         return Decision(f"{view.no_trial} is complete yet, so there is no result to report")
     how_chosen = [f"How it was chosen, weighing F1 against cost: {view.rule}."] if view.has_cost else []
-    search = (_found(view, view.best, results), *how_chosen, _how_certain(view, view.best, results))
+    average = [WEIGHTED] if view.fingerprint.get("average") == "weighted" else []
+    search = (_found(view, view.best, results), *average, *how_chosen, _how_certain(view, view.best, results))
     if results.evaluation is None:
         evidence = (
             "The final model has not been evaluated on the test patients yet, and only patients that no model has seen "

@@ -28,7 +28,8 @@ GLOSSARY = {
     "above that high risk of acute heart failure.",
     "Epoch": "One pass through all training images.",
     "F1": "Agreement between the predicted and true scores of a zone, from 0 to 1. Every score counts equally, however "
-    "rare it is (macro F1); zones are averaged, and ungraded zones are excluded.",
+    "rare it is (macro F1), unless the study weights scores by how often they occur; zones are averaged, and ungraded "
+    "zones are excluded.",
     "GFLOPs": "Billions of arithmetic operations needed to process one image: the model's computational cost.",
     "Importance": "How much of the difference between the best trials and the rest one hyperparameter explains.",
     "Infeasible": "A trial that could not be trained because memory ran out or the loss diverged.",

@@ -24,6 +24,7 @@ from csi_job.final_model import export
 from csi_job.final_model.candidates import Candidate, CandidateResult
 from csi_job.final_model.card import CardContext, build_card
 from csi_job.final_model.export import publish, read_valid_card, record_test_metrics, remove_model, write_model
+from csi_job.trial.metrics import WEIGHTED
 from csi_job.trial.model import build_model
 from csi_job.work_folder import ModelFolder, WorkFolder
 from tests.unit.final_model.conftest import kept, recipe
@@ -43,6 +44,10 @@ def state():
 
 @pytest.fixture
 def card(trainer, state, tmp_path):
+    return new_card(trainer, state, tmp_path)
+
+
+def new_card(trainer, state, tmp_path):
     """A real card: of an untrained model, measured on the validation split."""
     context = CardContext(
         "optimized_model", "s", trainer, dict.fromkeys(("train", "validation", "test"), 9), ("odd",), "r1"
@@ -97,6 +102,12 @@ def test_the_card_has_every_section(tmp_path, state, card):
     assert (card["mean"], card["kept_seed"], card["test"]) == (0.5, 2, None)
     assert card["data"]["num_images"]["train"] == sum(map(sum, card["data"]["class_counts"]["train"])) / 6
     assert not path.with_suffix(".pth").exists()
+
+
+def test_the_card_explains_a_weighted_validation_f1(trainer, state, card, tmp_path):
+    settings = trainer.settings.model_copy(update={"objective_average": "weighted"})
+    assert WEIGHTED in new_card(replace(trainer, settings=settings), state, tmp_path)["limits"]
+    assert WEIGHTED not in card["limits"]
 
 
 def test_the_cards_page_escapes_what_it_shows_and_has_its_metrics(tmp_path, state, card):

@@ -21,6 +21,7 @@ from csi_job.report.page.sections_result import best_settings
 from csi_job.report.results import Results
 from csi_job.report.study_view import view_study
 from csi_job.trial.hyperparameters import Hyperparameters
+from csi_job.trial.metrics import WEIGHTED
 from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import WorkFolder
 from tests.unit.report.conftest import PSEUDONYMS, new_study, random_study, read_page, rich_study, set_attributes
@@ -115,6 +116,13 @@ def test_the_search_comes_second_with_best_trial_baseline_and_data(finished_stud
     assert "127 radiographs from 97 patients" in text
     assert re.search(r"hyperparameters, trained on \d+ radiographs and compared on \d+\.", text)
     assert text.index(sentence) < text.index("Best settings")
+
+
+def test_a_weighted_validation_f1_is_not_left_beside_the_macro_f1_of_the_test_unexplained(tmp_path, text):
+    study = random_study(3)
+    study.set_user_attr("fingerprint", study.user_attrs["fingerprint"] | {"average": "weighted"})
+    assert WEIGHTED in report(view_study(study), tmp_path).text
+    assert WEIGHTED not in text
 
 
 def test_how_many_patients_are_needed_in_all_counts_those_of_the_data_trained_on(work, view):
