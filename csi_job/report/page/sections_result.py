@@ -108,7 +108,8 @@ def models(results: Results) -> PageSection:
     table = Table(("", "Optimized model", "Baseline")[: 1 + len(cards)], rows)
     uses = [("Intended use", card["intended_use"]), ("Not intended for", card["out_of_scope_use"])]
     uses += [("" if index else "Limitations", sentence) for index, sentence in enumerate(card["limits"])]
-    sentence = "Each model was trained with several seeds; the one with the best validation F1 is kept."
+    kept = "; the one with the best validation F1 is kept" if len(card["seeds"]) > 1 else ""
+    sentence = f"Each model was trained with {fmt.plural(len(card['seeds']), 'seed')}{kept}."
     return PageSection(key, title, (sentence,), (table, Definitions(tuple(uses))))
 
 

@@ -149,6 +149,14 @@ def test_candidates_are_shown_with_mean_and_std(work, view, text):
     assert "retrained the same way" not in own
 
 
+def test_models_of_one_seed_are_not_said_to_have_several(work, view, text):
+    assert "Each model was trained with 3 seeds; the one with the best validation F1 is kept." in text
+    card = json.loads((work / "models" / "optimized_model.json").read_text())
+    seeds = [run for run in card["seeds"] if run["seed"] == card["kept_seed"]]
+    change_json(work / "models" / "optimized_model.json", seeds=seeds)
+    assert "Each model was trained with 1 seed." in report(view, work).text
+
+
 def test_test_metrics_are_those_of_the_evaluation_with_their_intervals(work, text):
     evaluation = json.loads((work / "models" / "evaluation" / "optimized_model.json").read_text())
     comparison = json.loads((work / "models" / "evaluation" / "comparison.json").read_text())
