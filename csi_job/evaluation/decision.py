@@ -61,10 +61,12 @@ def decide(
     )
     is_good = entry["outcome"] == "better"
     action, advice = _advise(entry, evaluation, comparison, num_patients_in_all)
-    if beaten := lost_to_trivial(evaluation if is_good else baseline, tuple(INDISPENSABLE)):
+    name, preferred, other = ("new model", evaluation, baseline) if is_good else ("baseline", baseline, evaluation)
+    if beaten := lost_to_trivial(preferred, tuple(INDISPENSABLE)):
         warnings += () if is_good or baseline is None else (trivial_warning(baseline, "The baseline"),)
-        measures = fmt.listed([INDISPENSABLE[name] for name in beaten])
-        action = f"Use neither model: answering the same for every film does as well in {measures}"
+        measures = fmt.listed([INDISPENSABLE[metric] for metric in beaten])
+        whom = "" if lost_to_trivial(other, tuple(beaten)) == beaten else f" as the {name}"
+        action = f"Use neither model: answering the same for every film does as well{whom} in {measures}"
         return Decision(action, evidence, warnings=warnings)
     return Decision(action, evidence, (advice,) if advice else (), warnings)
 

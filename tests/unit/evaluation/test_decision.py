@@ -76,8 +76,10 @@ def test_numbers_of_patients_are_rounded_up_to_two_digits(number, rounded):
 def test_a_better_model_that_loses_to_a_trivial_predictor_is_not_to_be_used():
     model = evaluation(trivial=against_trivial(mae=-0.16, csi_mae=0.05))
     decision = decide(model, comparison(0.2, 0.05, 0.3, "better"))
-    same = "answering the same for every film does as well in mean absolute error per zone"
+    same = "answering the same for every film does as well as the new model in mean absolute error per zone"
     assert decision.action == f"Use neither model: {same}"
+    both = decide(model, comparison(0.2, 0.05, 0.3, "better"), model)
+    assert both.action == decision.action.replace("as well as the new model", "as well")
     assert decision.paragraphs == ()  # that the model beats the baseline no longer matters
     assert decision.warnings == (
         (
@@ -92,7 +94,8 @@ def test_a_baseline_that_loses_to_a_trivial_predictor_is_not_to_be_kept():
     worse = comparison(-0.2, -0.3, -0.05, "worse")
     assert decide(evaluation(), worse, evaluation(trivial=against_trivial())).action == "Keep the baseline"
     decision = decide(evaluation(), worse, evaluation(trivial=against_trivial(f1_macro=0)))
-    assert decision.action.startswith("Use neither model")
+    same = "answering the same for every film does as well as the baseline in macro F1"
+    assert decision.action == f"Use neither model: {same}"
     assert decision.warnings == (
         "The baseline does not beat answering the same for every film: Macro F1 0.400, always the median score 0.400.",
     )
