@@ -84,6 +84,7 @@ def _advise(entry: Json, evaluation: Json, comparison: Json, num_patients_in_all
         return "Keep the baseline", certain if entry["outcome"] == "worse" else uncertain
     num_patients, confidence = evaluation["num_patients"], evaluation["bootstrap"]["confidence"]
     needed = patients_needed(entry["difference"], entry["interval"][0], num_patients, confidence)
+    needed = max(needed, MIN_PATIENTS)  # fewer would not be enough to use the new model
     if needed > MAX_TIMES_PATIENTS * num_patients:
         more = f"{MAX_TIMES_PATIENTS} times as many test patients"
         return "Keep the baseline", f"The difference may be chance; detecting one this small takes over {more}."

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from csi_job.evaluation.decision import MAX_TIMES_PATIENTS, POWER, decide, patients_needed, round_up, trivial_warning
+from csi_job.evaluation.decision import (
+    MAX_TIMES_PATIENTS,
+    MIN_PATIENTS,
+    POWER,
+    decide,
+    patients_needed,
+    round_up,
+    trivial_warning,
+)
 
 
 def evaluation(num_patients=40, trivial=None):
@@ -53,6 +61,12 @@ def test_a_difference_within_the_noise_names_the_patients_needed_in_the_test_set
     assert needed == 120  # 40 * (0.06 / 0.05)² * ((1.960 + 0.842) / 1.960)² = 117.7
     assert f"about {needed} in the test set (810 in all" in decision.action
     assert "a difference of +0.050 (95% interval \N{MINUS SIGN}0.010 to +0.110)" in decision.evidence
+
+
+def test_no_fewer_patients_are_asked_for_than_it_takes_to_use_the_new_model():
+    decision = decide(evaluation(4), comparison(0.2, -0.01, 0.4, "within the noise"))
+    assert patients_needed(0.2, -0.01, 4, 0.95) < MIN_PATIENTS
+    assert decision.action == f"Keep the baseline; more patients are needed: about {MIN_PATIENTS} in the test set"
 
 
 def test_that_many_patients_show_a_real_difference_as_often_as_promised():
