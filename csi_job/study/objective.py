@@ -10,6 +10,7 @@ import numpy as np
 
 from csi_job.evaluation.bootstrap import resample_weights
 from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.radiographs.zones import UNKNOWN
 from csi_job.storage.attributes import BEST_EPOCH, F1_SE, GFLOPS, IMAGES_PER_S, MICRO_BATCH, NUM_PARAMETERS
 from csi_job.study.trial_run import RunningTrial, TrialObjective
 from csi_job.trial.metrics import Average, confusion, zone_rates
@@ -53,8 +54,8 @@ def training_objective(train: SplitData, validation: SplitData, settings: TrialS
             NUM_PARAMETERS: result.num_parameters,
             MICRO_BATCH: result.micro_batch,
         }
-        if result.best_pred_NZ is not None:
-            running.attributes[F1_SE] = standard_error(result.best_pred_NZ)
+        if result.best_pred_NZ is not None and (error := standard_error(result.best_pred_NZ)) is not None:
+            running.attributes[F1_SE] = error
         values = [result.best_val_f1]
         return [*values, result.gflops] if running.has_two_objectives else values
 
@@ -94,11 +95,14 @@ class F1StandardError:
         """Set the truth (int64 classes 0-4), each image's patient, and how `val_f1` averages the scores."""
         self.zones_NZ, self.patients_N, self.average = zones_NZ.numpy(), patients_N.numpy(), average
 
-    def __call__(self, pred_NZ: torch.Tensor) -> float:
-        """Return the standard error for predicted classes 0-4."""
+    def __call__(self, pred_NZ: torch.Tensor) -> float | None:
+        """Return the standard error for predicted classes 0-4; None if fewer than two patients have graded zones."""
+        if len(np.unique(self.patients_N[(self.zones_NZ != UNKNOWN).any(axis=1)])) < 2:  # noqa: PLR2004
+            return None
         f1_RZ = zone_rates(confusion(pred_NZ.numpy(), self.zones_NZ, self._weights_RN), self.average).f1
         graded_RZ = ~np.isnan(f1_RZ)
-        mean_R = np.where(graded_RZ, f1_RZ, 0).sum(axis=1) / np.maximum(graded_RZ.sum(axis=1), 1)
+        some_R = graded_RZ.any(axis=1)
+        mean_R = np.where(graded_RZ, f1_RZ, 0)[some_R].sum(axis=1) / graded_RZ[some_R].sum(axis=1)
         return float(mean_R.std(ddof=1))
 
     @cached_property

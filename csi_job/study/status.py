@@ -59,13 +59,11 @@ def choose_trial(trials: Iterable[FrozenTrial], attributes: Mapping[str, Any]) -
     best_f1 = leader.values[0]
     if len(leader.values) == 1:
         return ChosenTrial(leader, f"the best val_f1, {best_f1:.4f}")
-    error = stored.f1_standard_error_of(leader) or 0.0
-    equals = takewhile(lambda trial: trial.values[0] >= best_f1 - error, ranked)
+    error = stored.f1_standard_error_of(leader)
+    equals = takewhile(lambda trial: trial.values[0] >= best_f1 - (error or 0.0), ranked)
     chosen = min([leader, *equals], key=lambda trial: trial.values[1])  # of equally cheap ones the best, which is first
-    rule = (
-        f"the cheapest trial whose val_f1 is within one standard error ({error:.4f}, by patients) of the best, "
-        f"{best_f1:.4f} of trial {leader.number}"
-    )
+    within = "as high as" if error is None else f"within one standard error ({error:.4f}, by patients) of"
+    rule = f"the cheapest trial whose val_f1 is {within} the best, {best_f1:.4f} of trial {leader.number}"
     return ChosenTrial(chosen, rule)
 
 

@@ -152,3 +152,15 @@ def test_a_perfect_model_and_unknown_zones_give_finite_errors():
     assert f1_standard_error(true_NZ, true_NZ, range(20), "weighted") == 0
     true_NZ[:, 1:] = 4
     assert np.isfinite(f1_standard_error(predictions(20, seed=3)[0], true_NZ, range(20)))
+
+
+def test_one_patient_with_graded_zones_shows_no_standard_error():
+    pred_NZ, true_NZ = predictions(8, seed=4)
+    assert f1_standard_error(pred_NZ, true_NZ, [0] * 8) is None
+    true_NZ[4:] = 4
+    assert f1_standard_error(pred_NZ, true_NZ, [0] * 4 + [1] * 4) is None
+
+
+def test_resamples_without_a_graded_zone_do_not_count_as_an_f1_of_zero():
+    true_NZ = torch.tensor([[0] * 6, [0] * 6, [4] * 6])
+    assert f1_standard_error(torch.zeros_like(true_NZ), true_NZ, range(3)) == 0  # 0.25 in all others
