@@ -79,10 +79,11 @@ def test_result(results: Results) -> PageSection:
         sentence = f"This study's final model has not been evaluated on the test set yet: run {results.next_step}."
         return PageSection(key, title, (sentence, *results.notes))
     percent = fmt.percent(evaluation["bootstrap"]["confidence"])
+    are_unseen = " that were not used for training or model selection" if evaluation.get("unseen") else ""
     sentence = (
-        f"{fmt.plural(evaluation['num_images'], 'image')} of {fmt.plural(evaluation['num_patients'], 'patient')} "
-        f"that were not used for training or model selection. Parentheses: {percent} confidence intervals over "
-        "patients, not including the randomness of training."
+        f"{fmt.plural(evaluation['num_images'], 'image')} of {fmt.plural(evaluation['num_patients'], 'patient')}"
+        f"{are_unseen}. Parentheses: {percent} confidence intervals over patients, not including the randomness of "
+        "training."
     )
     blocks = (
         metrics_table(evaluation, results.baseline_evaluation, results.comparison),

@@ -149,6 +149,12 @@ def test_candidates_are_shown_with_mean_and_std(work, view, text):
     assert "retrained the same way" not in own
 
 
+@pytest.mark.parametrize("unseen", [True, False])
+def test_test_patients_are_called_unused_only_where_that_is_known(unseen, work, view):
+    change_json(work / "models" / "evaluation" / "optimized_model.json", unseen=unseen)
+    assert ("patients that were not used for training or model selection." in report(view, work).text) == unseen
+
+
 def test_models_of_one_seed_are_not_said_to_have_several(work, view, text):
     assert "Each model was trained with 3 seeds; the one with the best validation F1 is kept." in text
     card = json.loads((work / "models" / "optimized_model.json").read_text())
