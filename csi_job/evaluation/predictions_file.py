@@ -64,8 +64,9 @@ def write_predictions(results: Results, stream: TextIO, file_format: PredictionF
 def split_predictions_csv(predictions: Predictions) -> str:
     """Return a model's predictions for a split beside the truth, one row per image, named by its pseudonym only.
 
-    `patient` numbers the patients of the split. Every metric of the evaluation can be computed from these columns; the
-    CSI is there for every image, see `csi.py`.
+    `patient` numbers the patients of the split. Every metric of the evaluation can be computed from these columns:
+    numbers have all their digits, since a rounded 1.000000 would tie images that an AUROC ranks. The CSI is there for
+    every image, see `csi.py`.
     """
     predicted, stream = predictions.predicted, io.StringIO(newline="")
     patients_N = np.unique(predictions.patients_N, return_inverse=True)[1]
@@ -74,7 +75,7 @@ def split_predictions_csv(predictions: Predictions) -> str:
         return ([CLASS_NAMES[zone] for zone in zones_Z] for zones_Z in zones_NZ)
 
     def numbers(values_NV: FloatArray) -> Iterable[list[str]]:
-        return (["" if np.isnan(value) else f"{value:.6f}" for value in values_V] for values_V in values_NV)
+        return (["" if np.isnan(value) else str(value) for value in values_V] for values_V in values_NV)
 
     columns: dict[tuple[str, ...], Iterable[Iterable[object]]] = {
         ("image", "patient"): zip(predictions.pseudonyms, patients_N.tolist(), strict=True),

@@ -9,8 +9,9 @@ import pytest
 
 from csi_job.errors import ModelFileError, Problem
 from csi_job.evaluation.predict import Prediction
-from csi_job.evaluation.predictions_file import COLUMNS, write_predictions
-from csi_job.radiographs.zones import ZONES
+from csi_job.evaluation.predictions_file import COLUMNS, split_predictions_csv, write_predictions
+from csi_job.radiographs.zones import RISK_CLASSES, ZONES
+from tests.unit.evaluation.conftest import random_predictions
 
 
 def prediction(name="a, b.png", scores=(0, 1, 2, 3, 4, 0)) -> Prediction:
@@ -82,3 +83,11 @@ def test_json_stays_valid_where_the_model_fails_midway():
     with pytest.raises(ModelFileError):
         write_predictions(results(), stream, "json")
     assert len(json.loads(stream.getvalue())) == 1
+
+
+def test_the_predictions_of_a_split_keep_the_order_of_images_that_a_confident_model_ranks():
+    predictions = random_predictions(60, 0, skill=30.0)
+    rows = list(csv.DictReader(io.StringIO(split_predictions_csv(predictions), newline="")))
+    for name, risk_N in zip(RISK_CLASSES, predictions.predicted.risk_NR.T, strict=True):
+        assert [float(row[f"p_{name}_risk"]) for row in rows] == risk_N.tolist()
+        assert len({row[f"p_{name}_risk"] for row in rows}) == len(set(risk_N.tolist())) > 30
