@@ -24,6 +24,7 @@ from csi_job.cache.key import (
     record_key_for_settings,
 )
 from csi_job.cache.manifest import (
+    IN_SEVERAL_SPLITS,
     MANIFEST,
     ROW,
     SPLIT_ARRAY,
@@ -365,13 +366,16 @@ def _data_warnings(source: Source, split_N: np.ndarray, kept: np.ndarray, num_do
     if not source.table.has_patients:
         like = source.table.like_patients.strip()
         hint = f"; if its column {like!r} names the patients, call it PatientID" if like else ""
-        warnings.append(f"no PatientID: images of one patient may be in several splits{hint}")
+        what = f"every image counts as a patient, and those of one patient may be {IN_SEVERAL_SPLITS}"
+        warnings.append(f"no PatientID: {what}{hint}")
     if num_alike := source.table.num_patients_alike():
         what = "PatientIDs differ from another only in case, spaces, leading zeros or invisible characters"
-        warnings.append(f"{num_alike} {what}; write those of one patient alike, or its images may be in several splits")
+        warnings.append(
+            f"{num_alike} {what}; write those of one patient alike, or its images may be {IN_SEVERAL_SPLITS}"
+        )
     split_of: dict[str, int] = {}
     contents = ((source.digests[index].sha256, int(split_N[index])) for index in kept.tolist())
     num_shared = len({sha256 for sha256, split in contents if split_of.setdefault(sha256, split) != split})
     if num_shared:
-        warnings.append(f"{num_shared} image files are in several splits, as copies under other names")
+        warnings.append(f"{num_shared} image files are {IN_SEVERAL_SPLITS}, as copies under other names")
     return tuple(warnings)

@@ -35,6 +35,7 @@ ROW = np.dtype(  # `split` is an index into SPLITS, `patient_index` one into all
         ("zones", "u1", NUM_ZONES),
     ]
 )
+IN_SEVERAL_SPLITS = "in several splits"  # what a warning says if images of one patient are, or may be
 _DIGEST_FIELD = "manifest_sha256"
 _SPLIT_COLUMNS = ("split", "image", "patient", "patient_index", *ZONES)
 _REBUILD = "delete the folder and run `csi-job cache build` again"
@@ -59,6 +60,11 @@ class CacheInfo:
     class_counts: dict[str, list[list[int]]]
     warnings: tuple[str, ...]
     files: dict[str, str]
+
+    @property
+    def split_warnings(self) -> tuple[str, ...]:
+        """Those of the `warnings` which say that a test patient may have been among those trained on."""
+        return tuple(warning for warning in self.warnings if IN_SEVERAL_SPLITS in warning)
 
 
 def images_file(split: str) -> str:

@@ -41,7 +41,8 @@ DEFINITIONS = {
     "mae": "mean absolute error of the most probable score given that the zone is graded, mean over zones",
     "trivial": "what answering the same for every image would score, zone by zone: the commonest or the median score "
     "of the training set; difference: the model minus it, with a paired interval",
-    "unseen": "whether the model is known to be trained on other patients, those of the training set of the same cache",
+    "unseen": "whether the model is known to be trained on other patients: the training set of the same cache, without "
+    "a warning that images of one patient may be in several splits",
     "interval": "percentile interval over resamples of whole patients; resamples where the metric is undefined are "
     "counted as degenerate and left out; it covers the choice of patients, not the randomness of training; with few "
     "patients a resample may lack a rare score, whose F1 is then 0, so intervals of the macro F1 are biased low; where "
@@ -81,7 +82,8 @@ class Evaluation:
     card: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The model's, empty if it has none."""
     is_unseen: bool = False
-    """Whether the model was trained on this cache's training set, and so on none of the patients here."""
+    """Whether the model is known to be trained on none of the patients here: on this cache's training set, without any
+    warning that a patient's images may be in several splits."""
 
     def to_json(self) -> dict[str, Any]:
         """Return every number of the evaluation; it identifies no patient, file or image."""

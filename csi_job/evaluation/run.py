@@ -142,6 +142,6 @@ def _evaluate(loaded: LoadedModel, cache: Cache, settings: EvaluationSettings) -
         split="test",
         cache=info.key,
         train_zones_NZ=cache.train.zones_NZ,
-        warnings=[warning.format(name=loaded.name)] if warning else [],
+        warnings=[*([warning.format(name=loaded.name)] if warning else []), *info.split_warnings],
     )
-    return replace(evaluation, is_unseen=not warning)
+    return replace(evaluation, is_unseen=not warning and not info.split_warnings)

@@ -186,9 +186,10 @@ def test_copies_of_an_image_in_several_splits_and_a_table_without_patients_are_w
     rewrite_table(copied, lambda row: [row[0], row[1].replace("PatientID", "patient_id"), *row[2:]])
     info = load_info(build_cache(settings_of(copied), cache, tmp_path))
     assert "1 image files are in several splits, as copies under other names" in info.warnings
-    what = "no PatientID: images of one patient may be in several splits"
+    what = "no PatientID: every image counts as a patient, and those of one patient may be in several splits"
     assert f"{what}; if its column 'patient_id' names the patients, call it PatientID" in info.warnings
     assert info.num_patients == NUM_IMAGES
+    assert len(info.split_warnings) == 2
 
 
 def test_patients_that_look_alike_are_a_warning(copied, cache, tmp_path):

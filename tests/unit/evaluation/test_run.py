@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,6 +82,20 @@ def test_patients_that_the_hyperparameters_may_have_been_chosen_on_are_not_calle
         "the hyperparameters of more.safetensors were searched on a different cache"
     )
     assert not evaluation.is_unseen
+
+
+@pytest.mark.parametrize(
+    "warning", ["2 image files are in several splits, as copies", "no PatientID: …in several splits"]
+)
+def test_patients_whose_images_may_be_in_several_splits_are_not_called_unseen(
+    warning, model_file, cache_folder, tmp_path, quick
+):
+    cache = Cache.open(cache_folder)
+    leaking = replace(cache, info=replace(cache.info, warnings=("3 images look doubtful", warning)))
+    done = run_evaluation(ModelFolder(tmp_path), leaking, model_file, quick, TrialSettings(), baseline_path=model_file)
+    assert done.evaluation.warnings[0] == warning
+    assert not done.evaluation.is_unseen
+    assert "seen" not in done.decision.evidence
 
 
 def test_a_model_for_another_image_size_is_rejected(run, tmp_path):
