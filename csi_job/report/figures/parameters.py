@@ -211,16 +211,16 @@ def _slices(view: StudyView, trials: list[TrialView], names: list[str]) -> Figur
 
 def _slice_traces(view: StudyView, trials: list[TrialView], name: str, axis_suffix: str) -> list[dict[str, Any]]:
     """Return the markers of one small figure; only those of the first, whose axes have no suffix, enter the legend."""
-    best, baseline = view.best, view.baseline
+    best, baseline, best_name = view.best, view.baseline, "Chosen" if view.has_cost else "Best"
     groups: dict[str, tuple[dict[str, Any], list[TrialView]]] = {
         "Complete": ({**OUTCOME_MARKERS["complete"], "opacity": 0.8}, []),
         "Pruned": ({**OUTCOME_MARKERS["pruned"], "opacity": 0.8}, []),
         "Baseline": (BASELINE_MARKER, []),
-        "Best": (BEST_MARKER, []),
+        best_name: (BEST_MARKER, []),
     }
     for trial in trials:
         if name in trial.params:
-            special = "Baseline" if trial is baseline else "Best" if trial is best else ""
+            special = "Baseline" if trial is baseline else best_name if trial is best else ""
             groups[special or trial.outcome.capitalize()][1].append(trial)
     on_axes = {"xaxis": f"x{axis_suffix}", "yaxis": f"y{axis_suffix}", "showlegend": not axis_suffix}
     choices = _choices(view, trials, name)

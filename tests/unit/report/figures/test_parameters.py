@@ -65,6 +65,11 @@ def test_slices_show_each_parameter_with_the_trials_that_have_it(view):
     assert sorted(shown) == sorted(trial.params["momentum"] for trial in having)
 
 
+def test_slices_of_two_objectives_mark_the_chosen_trial_which_need_not_be_the_best(view, cost_view):
+    names = [{trace["name"] for trace in slices_plot(each).figure["data"]} for each in (view, cost_view)]
+    assert [each & {"Best", "Chosen"} for each in names] == [{"Best"}, {"Chosen"}]
+
+
 def test_categorical_slices_keep_their_own_labels(view):
     layout = slices_plot(view).figure["layout"]
     labels = {layout[key]["title"]["text"]: layout[key].get("ticktext") for key in layout if key.startswith("xaxis")}
