@@ -14,6 +14,10 @@ Json = dict[str, Any]
 AGAINST_TRIVIAL: Final = ("f1_macro", "mae", "csi_mae", "risk_accuracy")
 # A model that loses one of these to a trivial predictor is of no use.
 INDISPENSABLE: Final = {"f1_macro": "macro F1", "mae": "mean absolute error per zone"}
+COMPARE: Final = (
+    "Compare the model with a baseline before using it: run csi-job evaluate, with --baseline FILE if none was trained "
+    "with it"
+)
 MIN_PATIENTS: Final = 20  # with fewer, bootstrap intervals are known to be too narrow
 POWER: Final = 0.8
 MAX_TIMES_PATIENTS: Final = 100  # of those there are; asking for more would not help
@@ -45,8 +49,7 @@ def decide(
     if comparison is None:
         value, ends = evaluation["metrics"][HEADLINE]["value"], evaluation["metrics"][HEADLINE]["interval"]
         evidence = f"{where}, its macro F1 is {fmt.score(value)}{_interval(evaluation, ends)}."
-        action = "Compare the model with the baseline before using it: run csi-job evaluate"
-        return Decision(action, evidence, warnings=warnings)
+        return Decision(COMPARE, evidence, warnings=warnings)
     entry = comparison["metrics"][HEADLINE]
     if entry["difference"] is None or entry["interval"] is None:
         reason = entry.get("interval_reason") or "undefined"

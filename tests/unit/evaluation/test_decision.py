@@ -11,6 +11,11 @@ from csi_job.evaluation.decision import (
     trivial_warning,
 )
 
+COMPARE = (
+    "Compare the model with a baseline before using it: run csi-job evaluate, with --baseline FILE if none was trained "
+    "with it"
+)
+
 
 def evaluation(num_patients=40, trivial=None):
     metric = {"value": 0.5, "interval": [0.4, 0.6]}
@@ -48,7 +53,7 @@ def against_trivial(**gains):
         (comparison(-0.02, -0.1, 0.05, "within the noise"), 40, "Keep the baseline"),
         (comparison(0.0, 0.0, 0.0, "within the noise"), 40, "Keep the baseline"),
         (comparison(0.0005, -0.1, 0.1, "within the noise"), 40, "Keep the baseline"),
-        (None, 40, "Compare the model with the baseline before using it: run csi-job evaluate"),
+        (None, 40, COMPARE),
     ],
 )
 def test_the_verdict_says_what_to_do(compared, num_patients, action):
