@@ -133,6 +133,6 @@ def _test_figures(results: Results) -> list[KeyFigure]:
     if results.comparison is not None and gap.value is not None:
         outcome = results.comparison["metrics"]["f1_macro"]["outcome"]
         tone: Tone = "plain" if few_patients(results.evaluation) else TONES.get(outcome, "plain")
-        detail = f"{fmt.interval(gap.low, gap.high, fmt.signed)}; {outcome}"
+        detail = "; ".join(filter(None, (fmt.interval(gap.low, gap.high, fmt.signed), outcome)))
         figures.append(KeyFigure("Test F1 vs. baseline", fmt.signed(gap.value), detail, tone))
     return figures

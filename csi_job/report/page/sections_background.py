@@ -18,7 +18,7 @@ from csi_job.work_folder import WorkFolder
 PURPOSES = {"train": "training", "validation": "validation", "test": "testing"}
 PACKAGES = ("csi-job", "optuna", "torch", "torchvision", "numpy", "scikit-learn")
 GLOSSARY = {
-    "AUROC": "How well the model ranks patients of one risk class above all others: 0.5 is chance, 1 is perfect.",
+    "AUROC": "How well the model ranks images of one risk class above all others: 0.5 is chance, 1 is perfect.",
     "Baseline": "The standard settings, fixed before the search and tried first, as trial 0.",
     "Candidate": "One of the best trials, retrained with several seeds to check that its result holds up.",
     "Confidence interval": "The range that plausibly contains the true value, estimated by resampling the patients "
@@ -33,7 +33,7 @@ GLOSSARY = {
     "GFLOPs": "Billions of arithmetic operations needed to process one image: the model's computational cost.",
     "Importance": "How much of the difference between the best trials and the rest one hyperparameter explains.",
     "Infeasible": "A trial that could not be trained because memory ran out or the loss diverged.",
-    "MAE": "Mean absolute error: how far off a predicted CSI is on average.",
+    "MAE": "Mean absolute error: how far off a predicted score of a zone, or a predicted CSI, is on average.",
     "Pareto front": "The trials that no other trial beats on both F1 and cost.",
     "Pearson r": "Correlation of the predicted with the true CSI: 0 is none, 1 is perfect.",
     "Pruned": "A trial stopped early because it was doing worse than others at the same epoch.",

@@ -155,6 +155,14 @@ def test_test_patients_are_called_unused_only_where_that_is_known(unseen, work, 
     assert ("patients that were not used for training or model selection." in report(view, work).text) == unseen
 
 
+def test_a_difference_without_an_interval_is_shown_as_undefined_only(work, view):
+    path = work / "models" / "evaluation" / "comparison.json"
+    metrics = json.loads(path.read_text())["metrics"]
+    metrics["f1_macro"] |= {"interval": None, "interval_reason": "because", "outcome": "undefined"}
+    change_json(path, metrics=metrics)
+    assert "Test F1 vs. baseline undefined" in report(view, work).text
+
+
 def test_models_of_one_seed_are_not_said_to_have_several(work, view, text):
     assert "Each model was trained with 3 seeds; the one with the best validation F1 is kept." in text
     card = json.loads((work / "models" / "optimized_model.json").read_text())
