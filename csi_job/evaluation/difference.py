@@ -33,7 +33,10 @@ TRIVIAL: Final = {"commonest": "always the commonest score", "median": "always t
 
 @dataclass(frozen=True)
 class Difference:
-    """The model's value minus the baseline's; `share_better` is the share of resamples in which the model wins."""
+    """The model's value minus the baseline's.
+
+    `share_better` is the share of resamples in which the model wins; None where the resamples give no interval either.
+    """
 
     metric: str
     model: float | None
@@ -92,7 +95,7 @@ def paired_differences(
             interval = Interval(None, None, interval.num_degenerate, reason)
         defined_R = resampled_R[~np.isnan(resampled_R)]
         gain_R = -defined_R if name in LOWER_IS_BETTER else defined_R
-        share_better = float((gain_R > 0).mean()) if len(gain_R) else None
+        share_better = None if interval.low is None else float((gain_R > 0).mean())
         difference = None if one is None or other is None else one - other
         found[name] = Difference(name, one, other, difference, interval, share_better)
     return found

@@ -89,7 +89,8 @@ def _trivial(evaluation: Evaluation, name: str, metric: str) -> str:
 
 def _images(evaluation: Evaluation) -> str:
     predictions = evaluation.predictions
-    return f"{evaluation.split} set ({len(predictions)} images of {predictions.num_patients} patients)"
+    images, patients = fmt.plural(len(predictions), "image"), fmt.plural(predictions.num_patients, "patient")
+    return f"{evaluation.split} set ({images} of {patients})"
 
 
 def _with_interval(metric: Metric) -> str:

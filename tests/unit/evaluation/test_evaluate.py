@@ -129,6 +129,7 @@ def test_an_auroc_that_rests_on_one_patient_has_no_interval(quick):
     difference = paired_differences(predictions, predictions, quick)["risk_auroc_high"]
     for found in (metrics["risk_auroc_high"], metrics["risk_auroc"], difference):
         assert (found.interval.low, found.interval.reason) == (None, "it rests on fewer than two patients")
+    assert difference.share_better is None
     assert metrics["risk_auroc_medium"].interval.low < metrics["risk_auroc_medium"].value < 1
 
 
