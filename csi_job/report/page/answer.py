@@ -105,10 +105,13 @@ def _how_certain(view: StudyView, best: TrialView, results: Results) -> str:
             winner += ", the baseline itself"
         elif results.baseline_card is not None:
             also = f"; the baseline, retrained the same way, reached {fmt.score(results.baseline_card['mean'])}"
+        mean, trust = "a validation F1", "A single run per candidate does not show how much of this is luck."
+        if len(confirmed["seeds"]) > 1:
+            mean = "a mean validation F1"
+            trust = "Trust these means more than the best single run of the search, which is partly luck."
         return (
-            f"How certain is this? {winner}, retrained with {seeds}, reached a mean validation F1 of "
-            f"{fmt.score(confirmed['value'])}{std}{also}. Trust these means more than the best single run of the "
-            "search, which is partly luck."
+            f"How certain is this? {winner}, retrained with {seeds}, reached {mean} of "
+            f"{fmt.score(confirmed['value'])}{std}{also}. {trust}"
         )
     sentence = (
         "How certain is this? Each trial is a single training run, and the best of many is partly luck, so expect a "

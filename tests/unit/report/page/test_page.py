@@ -168,7 +168,12 @@ def test_models_of_one_seed_are_not_said_to_have_several(work, view, text):
     card = json.loads((work / "models" / "optimized_model.json").read_text())
     seeds = [run for run in card["seeds"] if run["seed"] == card["kept_seed"]]
     change_json(work / "models" / "optimized_model.json", seeds=seeds)
-    assert "Each model was trained with 1 seed." in report(view, work).text
+    confirmed = work / "models" / "hyperopt" / "csi_optimization_optimized_params.json"
+    change_json(confirmed, seeds=json.loads(confirmed.read_text())["seeds"][:1], std=None)
+    own = report(view, work).text
+    assert "Each model was trained with 1 seed." in own
+    assert "retrained with 1 seed, reached a validation F1 of" in own
+    assert ("Trust these means" in text, "Trust these means" in own) == (True, False)
 
 
 def test_test_metrics_are_those_of_the_evaluation_with_their_intervals(work, text):
