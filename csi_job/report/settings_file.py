@@ -12,14 +12,11 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 from csi_job.cache.manifest import CacheInfo
-from csi_job.cache.settings import CacheSettings
-from csi_job.evaluation.settings import EvaluationSettings
+from csi_job.config import Settings
 from csi_job.files import write_file
-from csi_job.final_model.settings import FinalModelSettings
 from csi_job.html import format as fmt
-from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.report.study_view import StudyView, view_phase
-from csi_job.settings import Section, beyond_bounds
+from csi_job.settings import beyond_bounds
 from csi_job.storage.attributes import (
     BASELINE,
     FINISHED,
@@ -31,19 +28,9 @@ from csi_job.storage.attributes import (
     max_epochs_total_of,
 )
 from csi_job.study.record import StudyRecord
-from csi_job.study.settings import StudySettings
-from csi_job.trial.settings import TrialSettings
 from csi_job.yaml_file import yaml_line
 
 PhaseSettings: TypeAlias = tuple[tuple[str, Any], ...]
-SECTIONS: dict[str, type[Section]] = {  # those of what a study stores whose numbers have minima or maxima
-    "radiographs": RadiographsSettings,
-    "cache": CacheSettings,
-    "trial": TrialSettings,
-    "study": StudySettings,
-    "evaluation": EvaluationSettings,
-    "final_model": FinalModelSettings,
-}
 
 
 def write_settings(view: StudyView, info: CacheInfo | None, path: Path) -> Path | None:
@@ -111,16 +98,14 @@ def settings_yaml(view: StudyView, info: CacheInfo | None) -> str:
     return "\n".join(lines)
 
 
-def _moved_to_bounds(tree: dict[str, Any]) -> Iterator[str]:
+def _moved_to_bounds(tree: Any) -> Iterator[str]:
     """Move values beyond bounds that an earlier version did not have to the bound; yield a comment on each."""
-    for name, section in SECTIONS.items():
-        try:
-            section.model_validate(tree.get(name, {}))
-        except ValidationError as error:
-            for (*parents, last), value, bound in beyond_bounds(error):
-                functools.reduce(operator.getitem, parents, tree[name])[last] = bound
-                path = ".".join(map(str, (name, *parents, last)))
-                yield f"# {path} was {value}; the limit is {bound} now."
+    try:
+        Settings.model_validate(tree)
+    except ValidationError as error:
+        for (*parents, last), value, bound in beyond_bounds(error):
+            functools.reduce(operator.getitem, parents, tree)[last] = bound
+            yield f"# {'.'.join(map(str, (*parents, last)))} was {value}; the limit is {bound} now."
 
 
 def _runs(view: StudyView) -> list[tuple[int, dict[str, Any]]]:

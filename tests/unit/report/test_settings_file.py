@@ -5,7 +5,7 @@ import yaml
 from optuna.trial import TrialState, create_trial
 
 from csi_job.config import Settings
-from csi_job.report.settings_file import SECTIONS, commands, not_repeated, settings_yaml
+from csi_job.report.settings_file import commands, not_repeated, settings_yaml
 from csi_job.report.study_view import view_study
 from tests.unit.report.conftest import new_study
 
@@ -68,14 +68,6 @@ def test_stored_values_beyond_later_bounds_are_at_the_bounds_so_that_the_file_ca
     assert settings.radiographs.split.seed == 0
     assert "# evaluation.num_bootstrap was 2000000; the limit is 1000000 now.\n" in text
     assert study.user_attrs["settings"] == stored
-
-
-def test_all_sections_with_minima_or_maxima_that_a_study_stores_are_moved_to_them():
-    fields, others = Settings.model_fields, {"work", "space", "baseline", "storage", "tracking"}
-    assert {name: field.annotation for name, field in fields.items() if name not in others} == SECTIONS
-    for name in ("space", "baseline", "tracking"):
-        schema = fields[name].annotation.model_json_schema()
-        assert not [word for word in ("minimum", "maximum") if f"'{word}'" in str(schema)]
 
 
 def test_no_command_repeats_trials_that_are_not_finished():
