@@ -53,9 +53,7 @@ def wall_s(call: Callable[[], object]) -> float:
 
 
 def interleaved(
-    variants: Mapping[str, Callable[[], object]],
-    rounds: int,
-    timed: Callable[[Callable[[], object]], float] = wall_s,
+    variants: Mapping[str, Callable[[], object]], rounds: int, timed: Callable[[Callable[[], object]], float] = wall_s
 ) -> dict[str, list[float]]:
     """Return what each variant takes in each round; every other round runs them in reverse order."""
     times: dict[str, list[float]] = {name: [] for name in variants}

@@ -52,12 +52,7 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None, *, confirm: bool, 
     from csi_job.study.status import study_status
     from csi_job.terminal.status import render_status
 
-    study = run_hyperopt(
-        loaded,
-        more_trials=more_trials,
-        confirm=confirm,
-        report=report,
-    )
+    study = run_hyperopt(loaded, more_trials=more_trials, confirm=confirm, report=report)
     status = study_status(study)
     Console().print(render_status(status))
     if not report:

@@ -5,13 +5,7 @@ from typing import Any, Final
 
 from csi_job.cluster.api import Cluster
 from csi_job.cluster.back_off import SearchBackOff
-from csi_job.cluster.budget import (
-    ENDED_BY,
-    Budget,
-    add_usage,
-    initial_annotations,
-    meter,
-)
+from csi_job.cluster.budget import ENDED_BY, Budget, add_usage, initial_annotations, meter
 from csi_job.cluster.stage_run import POD_FAILURE_POLICY, StageRun
 from csi_job.cluster.stages import (
     GPU_RESOURCE,

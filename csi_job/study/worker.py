@@ -53,14 +53,7 @@ _PATH_LIKE: Final = re.compile(r"\S*[/\\]\S*|\S+\.(?:png|jpe?g|dcm|nii|gz|csv|np
 _PACKAGE: Final = Path(__file__).parent.parent
 # These say nothing about the trial, so it is not failed because of them: with other settings or data
 # (`ConfigurationError`, `DataError`), running the same command again resumes it.
-RERAISED: Final = (
-    LeaseLostError,
-    StalledError,
-    StorageUnavailableError,
-    ResourceError,
-    ConfigurationError,
-    DataError,
-)
+RERAISED: Final = (LeaseLostError, StalledError, StorageUnavailableError, ResourceError, ConfigurationError, DataError)
 
 
 @dataclass

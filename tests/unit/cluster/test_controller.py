@@ -6,14 +6,7 @@ import pytest
 from csi_job.cluster import controller
 from csi_job.cluster.api import NotAllowedError, Object, UnreachableError
 from csi_job.cluster.budget import METERED_AT, RUNNING, SECONDS, Budget
-from csi_job.cluster.stages import (
-    DATABASE,
-    GIVES_WAY,
-    HELD,
-    is_paused,
-    scale_patch,
-    selector,
-)
+from csi_job.cluster.stages import DATABASE, GIVES_WAY, HELD, is_paused, scale_patch, selector
 from csi_job.errors import ClusterError, ConfigurationError, StageFailedError
 from tests.unit.cluster.api_contract import OLD
 from tests.unit.cluster.namespace import CLASS, FIELD, UNBOUND, Failing, ended, event, run, stage

@@ -196,8 +196,7 @@ def test_of_a_pods_json_log_only_the_error_is_shown():
 
 
 @pytest.mark.parametrize(
-    ("spec", "status", "note"),
-    [({"suspend": True}, {}, SUSPENDED), ({"parallelism": 2}, {"active": 2}, "")],
+    ("spec", "status", "note"), [({"suspend": True}, {}, SUSPENDED), ({"parallelism": 2}, {"active": 2}, "")]
 )
 def test_a_refusal_from_before_the_search_was_scaled_down_is_not_shown(spec, status, note):
     cluster = Cluster(UP, [[OPEN], [OPEN]])

@@ -78,10 +78,7 @@ def test_a_search_whose_budget_is_exhausted_stays_suspended():
     ("held", "message"),
     [
         ("true", "is being replaced; run the same command again$"),
-        (
-            GIVES_WAY,
-            "gives way to the cache stage, which lacks quota; run the same command again when",
-        ),
+        (GIVES_WAY, "gives way to the cache stage, which lacks quota; run the same command again when"),
     ],
 )
 def test_a_search_on_hold_keeps_its_size_and_says_until_when(held, message):

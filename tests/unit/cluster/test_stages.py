@@ -74,11 +74,7 @@ def test_a_job_keeps_the_annotations_of_the_values():
     job = stages.Stage.of("search", given).job(2, {}, {"csi-job/tries": "1"})
     assert (
         job["metadata"]["annotations"].items()
-        >= {
-            **given["metadata"]["annotations"],
-            "csi-job/tries": "1",
-            "csi-job/round": "2",
-        }.items()
+        >= {**given["metadata"]["annotations"], "csi-job/tries": "1", "csi-job/round": "2"}.items()
     )
 
 

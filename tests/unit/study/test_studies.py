@@ -16,15 +16,7 @@ from csi_job.study.definition import load_study
 from csi_job.study.studies import claim_results, delete_study, enqueue_trial, list_studies
 from csi_job.work_folder import CONFIRMATION, WorkFolder
 from tests.support.reader import Reader, check_exact
-from tests.support.studies import (
-    SPACE,
-    define,
-    storage_settings,
-    study_counts,
-    toy_space,
-    work_on,
-    write_checkpoint,
-)
+from tests.support.studies import SPACE, define, storage_settings, study_counts, toy_space, work_on, write_checkpoint
 
 
 def test_studies_are_listed_with_their_counts(study, storage, tmp_path):

@@ -291,10 +291,7 @@ os._exit(0)
 
 
 def test_the_process_of_a_run_ends_after_its_file(tmp_path):
-    lines = [
-        {"project": "csi", "id": "a-0", "config": {}, "mode": "offline"},
-        {"step": 0, "metrics": {"val_f1": 0.25}},
-    ]
+    lines = [{"project": "csi", "id": "a-0", "config": {}, "mode": "offline"}, {"step": 0, "metrics": {"val_f1": 0.25}}]
     (tmp_path / "wandb").mkdir()
     subprocess.run(
         [sys.executable, "-c", SLOW_SERVICE],

@@ -19,14 +19,7 @@ from csi_job.errors import StopRequestedError
 from csi_job.trial.hyperparameters import HYPERPARAMETERS, Hyperparameters
 from csi_job.trial.model import build_model
 from csi_job.trial.settings import TrialSettings
-from csi_job.trial.trainer import (
-    COMPILED_FROM,
-    Trainer,
-    batch_indices,
-    keep_compiled,
-    make_optimizer,
-    pays_to_compile,
-)
+from csi_job.trial.trainer import COMPILED_FROM, Trainer, batch_indices, keep_compiled, make_optimizer, pays_to_compile
 
 WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "masked_select", "unique")  # each reads a value back
 
