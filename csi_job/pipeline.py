@@ -1,10 +1,10 @@
 """The stages in the order the data flows: cache, study, search, final model, evaluation."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import optuna
 
 from csi_job.cache.build import ensure_cache
 from csi_job.cache.dataset import Cache
@@ -35,9 +35,6 @@ from csi_job.transfer.migrate import Migration, migrate_study
 from csi_job.trial.memory import choose_device
 from csi_job.trial.model import check_architectures, check_pretrained
 from csi_job.work_folder import model_file
-
-if TYPE_CHECKING:
-    import optuna
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,5 @@
 """The search: this process runs the trials, or a worker per GPU does; `python -m csi_job.search` is such a worker."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import gc
@@ -13,7 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import optuna
 
 from csi_job.cache.dataset import Cache
 from csi_job.config import Settings
@@ -39,9 +39,6 @@ from csi_job.study_settings import baseline_of
 from csi_job.terminal.live import LiveStudy, live_study
 from csi_job.tracking.wandb import Tracker, WandbTracker
 from csi_job.trial.trainer import keep_compiled
-
-if TYPE_CHECKING:
-    import optuna
 
 logger = logging.getLogger(__name__)
 MIN_TIMEOUT_S = 1e-3

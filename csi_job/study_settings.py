@@ -1,10 +1,9 @@
 """The settings and the study: what it stores of them, and whether they agree with what it stored."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from csi_job.cache.settings import NODE_ONLY
+from csi_job.config import Settings
 from csi_job.errors import ConfigurationError
 from csi_job.storage.storage import open_storage
 from csi_job.storage.url import database_address
@@ -12,9 +11,6 @@ from csi_job.study.definition import Definition, check_same, without_data
 from csi_job.study.record import StudyRecord
 from csi_job.study.studies import results_owner
 from csi_job.trial.hyperparameters import Hyperparameters
-
-if TYPE_CHECKING:
-    from csi_job.config import Settings
 
 KEY_FILE = {"wandb_api_key_file"}
 NOT_STORED: Any = {

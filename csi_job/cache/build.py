@@ -1,7 +1,5 @@
 """Build a cache: label table and images in, one finished folder out, or nothing."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import math
@@ -10,7 +8,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,20 +34,18 @@ from csi_job.cache.manifest import (
     write_split_table,
 )
 from csi_job.cache.problems import problems_listed, write_problems
+from csi_job.cache.settings import CacheSettings
 from csi_job.cache.slot_arrays import SlotArrays
 from csi_job.errors import ConfigurationError, DataError, Problem, advice, kind_of
 from csi_job.files import digest_file, flush_folder, locked, locked_if_free, make_folder, write_atomic
 from csi_job.logs import progress
 from csi_job.machine import num_cores
 from csi_job.radiographs.identity import pseudonym
+from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
 from csi_job.radiographs.split import SPLITS, check_grades, split_patients
+from csi_job.radiographs.table import LabelTable
 from csi_job.radiographs.zones import NUM_CLASSES, NUM_ZONES
 from csi_job.work_folder import WorkFolder
-
-if TYPE_CHECKING:
-    from csi_job.cache.settings import CacheSettings
-    from csi_job.radiographs.settings import RadiographsSettings, SplitSettings
-    from csi_job.radiographs.table import LabelTable
 
 _ABANDONED_S = 7 * 24 * 3600.0  # an interrupted build that was not resumed for this long is removed
 _NUM_ROWS_NAMED = 10

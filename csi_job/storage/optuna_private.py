@@ -3,39 +3,30 @@
 Optuna is pinned to a minor version; `tests/unit/storage/test_optuna_private.py` checks each name against it.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import optuna
-from optuna.samplers import TPESampler
-from optuna.storages import RDBStorage
+import sqlalchemy as sa
+from optuna.distributions import BaseDistribution
+from optuna.pruners import HyperbandPruner
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb import storage as rdb
+from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy
 from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES
-from optuna.trial import TrialState
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.attributes import outcome_of
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    import sqlalchemy as sa
-    from optuna.distributions import BaseDistribution
-    from optuna.pruners import HyperbandPruner
-    from optuna.samplers import BaseSampler
-    from optuna.storages import BaseStorage
-    from optuna.study import StudyDirection
-    from optuna.study._frozen import FrozenStudy
-    from optuna.trial import BaseTrial, FrozenTrial
 
 # ruff: noqa: SLF001 - that is what this module is for
 

@@ -1,31 +1,24 @@
 """The objective of the study: one training."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
+from csi_job.cache.dataset import SplitData
 from csi_job.evaluation.bootstrap import resample_weights
 from csi_job.evaluation.settings import EvaluationSettings
 from csi_job.radiographs.zones import UNKNOWN
 from csi_job.storage.attributes import BEST_EPOCH, F1_SE, GFLOPS, IMAGES_PER_S, MICRO_BATCH, NUM_PARAMETERS
 from csi_job.study.trial_run import RunningTrial, TrialObjective
+from csi_job.trial.hyperparameters import Hyperparameters
 from csi_job.trial.metrics import Average, confusion, zone_rates
 from csi_job.trial.model import gflops
-from csi_job.trial.train import train_model
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-    import torch
-
-    from csi_job.cache.dataset import SplitData
-    from csi_job.trial.hyperparameters import Hyperparameters
-    from csi_job.trial.settings import TrialSettings
-    from csi_job.trial.train import TrainingResult
-
+from csi_job.trial.settings import TrialSettings
+from csi_job.trial.train import TrainingResult, train_model
 
 BOOTSTRAP: Final = EvaluationSettings(num_bootstrap=200, seed=0)
 

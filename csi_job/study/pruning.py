@@ -1,17 +1,15 @@
 """Pruners that compare trials at the same epoch, and read one row instead of the whole study."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import sqlalchemy as sa
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Row
 
 from csi_job.storage import attributes as stored
@@ -21,10 +19,6 @@ from csi_job.storage.rungs import Rungs, standings
 from csi_job.storage.storage import storage_of
 from csi_job.storage.tables import STEPS, SYSTEM_ATTRIBUTES, TRIALS
 from csi_job.study.settings import PAUSING, StudySettings
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.trial import FrozenTrial
 
 N_MIN_TRIALS: Final = 5  # complete trials that must have reached an epoch before any trial is pruned there
 N_WARMUP_STEPS: Final = 1  # epochs without pruning: at first the learning rate only rises

@@ -1,18 +1,17 @@
 """Samplers whose random state depends only on the study's seed and the trial's number."""
 
-from __future__ import annotations
-
 import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
 
 from csi_job.errors import ConfigurationError
 from csi_job.storage.attributes import ATTEMPT, BRACKET, MIN_RESOURCE, PHASE, PRUNER, REDUCTION_FACTOR, WORKER
@@ -23,10 +22,6 @@ from csi_job.study.pruning import bracket_of
 from csi_job.study.record import phase_of
 from csi_job.study.settings import PAUSING, StudySettings
 from csi_job.trial.space import SearchSpace
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.trial import FrozenTrial
 
 logger = logging.getLogger(__name__)
 Suggest = Callable[[optuna.Trial], Any]
@@ -46,7 +41,7 @@ class UnconditionalCmaEsSampler(CmaEsSampler):
         super().__init__(**options)
         self._numbers = numbers
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the modelled parameters, whatever the trials have in common."""
         del study, trial
         return dict(self._numbers)

@@ -1,14 +1,12 @@
 """One trial under a lease: start or resume it, report its epochs, finish or release it."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import optuna
 from optuna.trial import TrialState
@@ -30,10 +28,8 @@ from csi_job.study.sampling import Suggest, format_params, sample_params
 from csi_job.study.settings import StudySettings
 from csi_job.tracking.wandb import Tracker
 from csi_job.trial.checkpoint import checkpoint_results, epoch_of
+from csi_job.trial.schedule import EpochResult
 from csi_job.work_folder import WorkFolder
-
-if TYPE_CHECKING:
-    from csi_job.trial.schedule import EpochResult
 
 logger = logging.getLogger(__name__)
 Params = TypeVar("Params")
