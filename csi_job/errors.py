@@ -1,7 +1,5 @@
 """The error hierarchy. A message is one line: what is wrong, the value got, the values allowed, what to do next."""
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -59,7 +57,7 @@ class DataError(CsiJobError):
 
     exit_code = 2
 
-    def __init__(self, what: str, *, problems: Iterable[Problem] = (), **parts: object) -> None:
+    def __init__(self, what: str, *, problems: Iterable["Problem"] = (), **parts: object) -> None:
         """Like `CsiJobError`, with the rows and files concerned."""
         super().__init__(what, **parts)  # type: ignore[arg-type]
         self.problems = tuple(problems)

@@ -1,7 +1,5 @@
 """Where each file of the `--work` folder is; nothing is written here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -38,7 +36,7 @@ class ModelFolder:
         return self.evaluations / f"{stem}_plots.html"
 
     @property
-    def work(self) -> WorkFolder:
+    def work(self) -> "WorkFolder":
         """The work folder it lies in."""
         above = self.path.parent
         is_of_study = above.name == "final" and above.parent.name == "models"

@@ -3,8 +3,6 @@
 The image itself lists its contents (Python's and Debian's own records), so no registry is needed.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

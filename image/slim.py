@@ -3,8 +3,6 @@
 Everything that torch.compile reads at run time stays: torch's and Triton's headers, and all source files.
 """
 
-from __future__ import annotations
-
 import compileall
 import hashlib
 import shutil

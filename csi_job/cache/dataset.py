@@ -1,7 +1,5 @@
 """A finished cache, opened: its manifest, and its splits as tensors."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,13 +35,13 @@ class SplitData:
     patients_N: torch.Tensor  # noqa: N815
     pseudonyms: tuple[str, ...]
     normalisation: str
-    _copies: dict[torch.device, SplitData] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _copies: dict[torch.device, "SplitData"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         """Return the number of images N."""
         return len(self.pseudonyms)
 
-    def on(self, device: torch.device) -> SplitData:
+    def on(self, device: torch.device) -> "SplitData":
         """Return the split with its tensors on a device, where one copy stays for every trial of this process."""
         if device == self.images_NHW.device:
             return self

@@ -1,7 +1,5 @@
 """The search's budget: usage over all pods is metered from its Job and stored with the study."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +40,7 @@ class Usage:
     until_s: float = 0.0
     """Time of the last metering, in seconds since 1970."""
 
-    def __add__(self, later: Usage) -> Usage:
+    def __add__(self, later: "Usage") -> "Usage":
         """Return the sum, metered when the later one was."""
         return Usage(self.seconds + later.seconds, self.gpu_seconds + later.gpu_seconds, later.until_s)
 

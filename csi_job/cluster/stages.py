@@ -1,7 +1,5 @@
 """The stages of a release: the Jobs that the chart describes in a ConfigMap, and their state on the cluster."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os
@@ -9,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import yaml
 
@@ -62,7 +60,7 @@ class Stage:
     digest: str
 
     @classmethod
-    def of(cls, name: str, manifest: Mapping[str, Any]) -> Stage:
+    def of(cls, name: str, manifest: Mapping[str, Any]) -> Self:
         """Compute the digest."""
         fixed = {key: value for key, value in manifest["spec"].items() if key not in MUTABLE_FIELDS}
         return cls(name, manifest, digest_json([fixed, manifest["metadata"]["labels"]])[:8])

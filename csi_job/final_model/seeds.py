@@ -5,13 +5,11 @@ its best weights; while it runs, its checkpoints are in `seed-<s>/`. The digest 
 result, so changed hyperparameters, data or settings train again, and more candidates or seeds reuse what is there.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -51,7 +49,7 @@ class SeedResult:
     sha256: str
 
     @classmethod
-    def of(cls, stored: dict[str, Any]) -> SeedResult:
+    def of(cls, stored: dict[str, Any]) -> Self:
         """Return a result as `asdict` and JSON stored it; raise `KeyError` or `TypeError` if it is not one."""
         return cls(**{**stored, "curve": tuple(stored["curve"])})
 

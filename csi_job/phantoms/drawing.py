@@ -4,8 +4,6 @@ Coordinates of the drawing: `across` from -1 (the patient's right, left on the f
 `out` is the distance from the midline. Attenuation has no unit: 0 is air, about 1.7 the heart.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,7 +43,7 @@ class Body:
     clavicle_slope: float
 
     @staticmethod
-    def sample(random: np.random.Generator) -> Body:
+    def sample(random: np.random.Generator) -> "Body":
         """Sample a patient."""
         dome = random.uniform(0.735, 0.79)
         return Body(

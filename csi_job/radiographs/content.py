@@ -1,7 +1,5 @@
 """What a file is, by its first bytes and not by its name."""
 
-from __future__ import annotations
-
 import re
 import struct
 import zlib

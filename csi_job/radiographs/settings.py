@@ -1,9 +1,8 @@
 """Settings of the radiographs: where they are, what counts as unknown, and how they are split."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -23,7 +22,7 @@ class SplitSettings(Section):
     """Random seed of the split; the same seed and label table give the same split."""
 
     @model_validator(mode="after")
-    def _shares_sum_to_one(self) -> SplitSettings:
+    def _shares_sum_to_one(self) -> Self:
         total = self.train + self.validation + self.test
         if not math.isclose(total, 1, abs_tol=1e-6):
             raise ValueError(f"train + validation + test must add up to 1, got {total:g}")

@@ -1,7 +1,5 @@
 """The label table: which image belongs to which patient, and how its six zones were scored."""
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools
@@ -14,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -73,7 +72,7 @@ class LabelTable:
         """Return the number of rows N."""
         return len(self.file_ids)
 
-    def sorted_by_file(self) -> LabelTable:
+    def sorted_by_file(self) -> Self:
         """Return the table with its rows in the order of their FileIDs."""
         order = sorted(range(len(self)), key=self.file_ids.__getitem__)
         return replace(
@@ -122,7 +121,7 @@ def _read_rows(text: str, unknown_values: tuple[str, ...]) -> LabelTable:
     return table
 
 
-def _read_columns(lines: _Lines, unknown_values: tuple[str, ...]) -> LabelTable | None:
+def _read_columns(lines: "_Lines", unknown_values: tuple[str, ...]) -> LabelTable | None:
     """Read a table by columns; return None if it has a problem, which is found row by row."""
     has_patients = PATIENT_COLUMN in lines.columns
     names = (FILE_COLUMN, PATIENT_COLUMN if has_patients else FILE_COLUMN, *ZONES)
@@ -150,7 +149,7 @@ def _read_columns(lines: _Lines, unknown_values: tuple[str, ...]) -> LabelTable 
     return LabelTable(file_ids, patient_ids, tuple(numbers), zones_NZ, has_patients, lines.like_patients)
 
 
-def _find_problems(lines: _Lines, unknown_values: tuple[str, ...]) -> list[Problem]:
+def _find_problems(lines: "_Lines", unknown_values: tuple[str, ...]) -> list[Problem]:
     problems: list[Problem] = []
     sound: list[tuple[int, str, str]] = []
     first_rows: dict[str, int] = {}

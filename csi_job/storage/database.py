@@ -1,7 +1,5 @@
 """Optuna's storage over a database that may go away: transactions that are retried, and studies known by their uid."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -34,7 +32,7 @@ def retried(method: Callable[..., Result], *, readonly: bool = False) -> Callabl
     """Retry one of Optuna's methods through outages; a read-only one takes no write lock."""
 
     @functools.wraps(method)
-    def call(self: Database, *args: Any, **kwargs: Any) -> Result:
+    def call(self: "Database", *args: Any, **kwargs: Any) -> Result:
         return self.retry.call(lambda: method(self._reader if readonly else self, *args, **kwargs), writes=not readonly)
 
     return call

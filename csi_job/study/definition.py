@@ -1,13 +1,11 @@
 """The definition of a study: the first process creates it, every other one must agree with it."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import optuna
 import sqlalchemy as sa
@@ -81,7 +79,7 @@ class Definition:
         average: str = "macro",
         results: Mapping[str, Any] | None = None,
         tree: Mapping[str, Any] | None = None,
-    ) -> Definition:
+    ) -> Self:
         """Define a study.
 
         Args:

@@ -1,7 +1,5 @@
 """Live progress of a study: bars on a terminal, otherwise a log line now and then."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -33,7 +31,7 @@ class LiveStudy:
             fields = {"description": "confirmation", "total": num_trainings, "unit": "trainings", "visible": True}
         self._bars.update(self._study, completed=num_finished, **fields)
 
-    def worker(self, number: int | None = None) -> LiveWorker:
+    def worker(self, number: int | None = None) -> "LiveWorker":
         """Return what shows the trials of a worker; its number is named if there are several."""
         return LiveWorker(self._bars, self._max_epochs, number)
 

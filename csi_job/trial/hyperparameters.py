@@ -4,11 +4,9 @@ To add one, add a field to `Hyperparameters` and use it in the trainer: the sett
 search space, the checks, the stored parameters and the reports' labels all come from the entry.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from csi_job.errors import ConfigurationError
 from csi_job.trial.architectures import check_architecture
@@ -139,7 +137,7 @@ class Hyperparameters:
     )
 
     @classmethod
-    def from_params(cls, params: Mapping[str, Any]) -> Hyperparameters:
+    def from_params(cls, params: Mapping[str, Any]) -> Self:
         """Return the set with these values, defaults elsewhere; raise `ConfigurationError` as `parse_value` does."""
         return cls(**{name: parse_value(name, value) for name, value in params.items()})  # type: ignore[arg-type]
 

@@ -1,7 +1,5 @@
 """A release on the test cluster, driven like a user would: with helm, kubectl and csi-job."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -13,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from csi_job.cluster.stage_run import JOB_NAME
 
@@ -97,7 +95,7 @@ class Release:
     user: Path = Path(os.environ.get("KUBECONFIG", ""))  # kubeconfig of whoever drives it
 
     @property
-    def as_admin(self) -> Release:
+    def as_admin(self) -> Self:
         """The same release, driven by the administrator of the cluster."""
         return replace(self, user=Release.user)
 

@@ -1,7 +1,5 @@
 """What a call costs: CPU time and memory, for tests that no input may cost more than the largest sound one."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ class Cost:
     cpu_s: float
     peak_bytes: int
 
-    def is_within(self, other: Cost) -> bool:
+    def is_within(self, other: "Cost") -> bool:
         """Return whether this is not clearly more than another call's cost."""
         return self.cpu_s <= 2 * other.cpu_s + 1 and self.peak_bytes <= 1.2 * other.peak_bytes + 32 * MEBIBYTE
 

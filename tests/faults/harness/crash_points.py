@@ -4,8 +4,6 @@ They are injected into the worker's process from outside: counting connections a
 driver's, and Python's audit events report file operations. Nothing here depends on the text of a statement.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal
@@ -80,7 +78,7 @@ class CrashPoints:
         finally:
             self.enter(before)
 
-    def next_statement(self, connection: _CountingConnection) -> str:
+    def next_statement(self, connection: "_CountingConnection") -> str:
         if connection.is_new:
             connection.num_statements += 1
             return f"statement {connection.num_statements}{NEW}"

@@ -1,7 +1,5 @@
 """The figures of a run, as text, Markdown and JSON."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
@@ -43,7 +41,7 @@ class Figures:
     wall_s: float = counted("wall time, s")
     complaints: list[str] = field(default_factory=list)
 
-    def add(self, other: Figures) -> None:
+    def add(self, other: "Figures") -> None:
         for one in fields(self):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
 

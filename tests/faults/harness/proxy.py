@@ -4,8 +4,6 @@ It knows the frames of PostgreSQL's protocol (https://www.postgresql.org/docs/cu
 but no statement: a transaction has ended where ReadyForQuery says `idle`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ctypes
@@ -16,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from sqlalchemy.engine import make_url
 
@@ -44,7 +42,7 @@ class Counts:
     holes: Any
 
     @classmethod
-    def zero(cls) -> Counts:
+    def zero(cls) -> Self:
         """Return new counters."""
         return cls(*(FORKS.Value("i", 0) for _ in range(5)))
 

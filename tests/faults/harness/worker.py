@@ -1,7 +1,5 @@
 """A worker process under faults: the program's own worker, with a cheap objective and everything watched."""
 
-from __future__ import annotations
-
 import gc
 import os
 import time
@@ -69,7 +67,7 @@ class Task:
     space: SearchSpace
     baseline: dict[str, Any]
     cache_key: str
-    train: Callable[[Watch], Callable[[RunningTrial[Any]], Any]]
+    train: Callable[["Watch"], Callable[[RunningTrial[Any]], Any]]
 
 
 class Watch:

@@ -1,11 +1,9 @@
 """A study as one sequential process would see it, written from its promises, not from its code."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from tests.faults.harness.histories.journal import Operation
 
@@ -68,17 +66,17 @@ class Study(NamedTuple):
         )
         return f"{self.uid}, {self.num(*FINISHED)} of {self.target} finished, {self.num('FAIL')} failed, {trials}"
 
-    def change(self, number: int, **changes: Any) -> Study:
+    def change(self, number: int, **changes: Any) -> Self:
         trials = list(self.trials)
         trials[number] = trials[number]._replace(**changes)
         return self._replace(trials=tuple(trials))
 
-    def set_target(self, target: int, token: str, added: int | None) -> Study:
+    def set_target(self, target: int, token: str, added: int | None) -> Self:
         """Return the study with another target, and waiting trials beyond it cancelled."""
         changes = self.changes if target == self.target else (*self.changes, (token, added, target))
         return self._replace(target=target, changes=changes).cancel_excess()
 
-    def cancel_excess(self) -> Study:
+    def cancel_excess(self) -> Self:
         """Cancel the last waiting trials beyond the target."""
         study = self
         waiting = [number for number, trial in enumerate(self.trials) if trial.state == "WAITING"]

@@ -1,7 +1,5 @@
 """Run clients under faults and check their history."""
 
-from __future__ import annotations
-
 import json
 import random
 import signal
@@ -58,7 +56,7 @@ class HistoryFigures:
     wall_s: float = 0.0
     complaints: list[str] = field(default_factory=list)
 
-    def add(self, other: HistoryFigures) -> None:
+    def add(self, other: "HistoryFigures") -> None:
         """Add another history's figures."""
         for one in fields(self):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
