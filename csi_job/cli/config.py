@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from csi_job.cli.options import FLAGS, PathType, study_of_argument, with_settings
-from csi_job.config import LoadedSettings
+from csi_job.config import LoadedSettings, commented_yaml, format_settings
 from csi_job.files import check_free, write_file
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ def _shown_study(loaded: LoadedSettings, given: dict[str, Any]) -> StudyRecord |
 @click.option("--study", metavar="NAME", help="Show the settings of this study.")
 def show(loaded: LoadedSettings, study: str | None) -> None:
     """Print every setting, its current value, and the value's origin."""
-    from csi_job.config import format_settings
-
     if study is not None and loaded.study is None:
         from csi_job.study.studies import open_study
 
@@ -52,8 +50,6 @@ def init(file: Path, *, force: bool) -> None:
 
     The values are the defaults. FILE is csi-job.yaml unless you name another.
     """
-    from csi_job.config import commented_yaml
-
     check_free(file, force=force)
     write_file(file, commented_yaml())
     click.echo(f"wrote {file}; use it with --config {file}")

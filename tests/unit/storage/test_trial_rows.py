@@ -10,7 +10,7 @@ from csi_job.storage import trial_rows
 from csi_job.storage.attributes import RUNG_PREFIX, outcome_of, seconds_of
 from csi_job.storage.tables import PARAMS, TRIALS
 from csi_job.study.target import set_target
-from tests.support.studies import define, study_counts, work_on
+from tests.support.studies import counted, define, study_counts, work_on
 
 
 @pytest.mark.parametrize("value", [5.0, None])
@@ -43,8 +43,6 @@ def test_some_trials_are_read_by_id(study, storage):
 
 
 def test_more_ids_than_fit_into_a_statement_are_read(study, storage):
-    from csi_job.storage.tables import TRIALS
-
     rows = [
         {"study_id": study._study_id, "number": number, "state": TrialState.FAIL}
         for number in range(1, trial_rows.MAX_LISTED + 200)
@@ -109,10 +107,8 @@ def test_removed_steps_take_the_rungs_along_that_a_pruner_derived_from_them(stud
 
 
 def test_sampling_reads_the_history_once(study, storage, tmp_path):
-    statements = []
     work_on(study, tmp_path, num_trials=5)
-    sa.event.listen(storage.engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
     storage.set_study_user_attr(study._study_id, "target", 6)
-    statements.clear()
-    work_on(study, tmp_path, num_trials=6)
+    with counted(storage.engine) as statements:
+        work_on(study, tmp_path, num_trials=6)
     assert sum("WITH chosen AS" in statement for statement in statements) == 1

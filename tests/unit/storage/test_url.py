@@ -1,5 +1,6 @@
 import pickle
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from pydantic import SecretStr
@@ -61,8 +62,6 @@ def test_a_password_of_any_characters_reaches_the_driver_and_nothing_else(source
         given["password_file"] = tmp_path / "password"
         (tmp_path / "password").write_text(f"{NASTY}\n", encoding="utf-8")
     else:
-        from urllib.parse import quote
-
         coded = quote(NASTY, safe="")
         url = f"postgresql://anna:{coded}@db/csi" if source == "url" else f"{url}?password={coded}"
     address = database_address(settings(url, **given), Path())

@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 from torch.func import functional_call
+from torchvision import models
 
 from csi_job.errors import ConfigurationError
 from csi_job.trial.architectures import ARCHITECTURES, OWN, TORCHVISION, check_architecture
@@ -24,8 +25,6 @@ ONE_OF_EACH_FAMILY = [
 
 
 def test_the_names_are_torchvisions_except_those_with_a_fixed_image_size():
-    from torchvision import models
-
     assert len(set(ARCHITECTURES)) == len(ARCHITECTURES)
     theirs = set(models.list_models(module=models))
     assert set(TORCHVISION) <= theirs

@@ -14,8 +14,9 @@ import torch
 from csi_job import errors
 from csi_job.trial.checkpoint import load_checkpoint, valid_checkpoints
 from csi_job.trial.hyperparameters import Hyperparameters
-from csi_job.trial.inference import HALF_TYPES
-from csi_job.trial.model import ZoneClassifier
+from csi_job.trial.inference import HALF_TYPES, predict_logits
+from csi_job.trial.metrics import confusion, mean_f1
+from csi_job.trial.model import ZoneClassifier, build_model
 from csi_job.trial.schedule import EpochResult
 from csi_job.trial.settings import TrialSettings
 from csi_job.trial.train import TrainingResult, seed_everything, train_model
@@ -88,10 +89,6 @@ def test_a_model_learns(train):
 
 
 def test_the_best_state_is_that_of_the_best_epoch(make_split, train):
-    from csi_job.trial.inference import predict_logits
-    from csi_job.trial.metrics import confusion, mean_f1
-    from csi_job.trial.model import build_model
-
     result = train(max_epochs=6, params=replace(PARAMS, learning_rate=0.05))
     assert result.best_epoch < 5  # otherwise the last state would pass
     model = build_model("Custom_1")
