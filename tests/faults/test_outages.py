@@ -24,11 +24,8 @@ def wait_for_epochs(work, more_than):
 def test_training_continues_during_an_outage(mortal, mortal_url, tmp_path):
     worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=100, epoch_s=0.1, pruner="none")
     num_epochs = wait_for_epochs(tmp_path, 2)
-    mortal.stop()
-    try:
+    with mortal.outage():
         wait_for_epochs(tmp_path, num_epochs + 5)
-    finally:
-        mortal.start()
     assert worker.wait() == 0, worker.log()
     assert "training continues" in worker.log()
     assert "is back after" in worker.log()
@@ -40,13 +37,10 @@ def test_a_worker_killed_during_an_outage_loses_one_epoch_at_most(mortal, mortal
     given = {"num_trials": 1, "max_epochs": 40, "epoch_s": 0.1, "pruner": "none"}
     worker = Worker(mortal_url, tmp_path, **given)
     num_epochs = wait_for_epochs(tmp_path, 2)
-    mortal.stop()
-    try:
+    with mortal.outage():
         wait_for_epochs(tmp_path, num_epochs + 5)
         worker.send_signal(9)
         worker.wait()
-    finally:
-        mortal.start()
     second = Worker(mortal_url, tmp_path, **given)
     assert second.wait() == 0, second.log()
     check_exact(mortal_url, 1, 40)
@@ -58,11 +52,8 @@ def test_waiting_for_the_database_does_not_count_as_a_stall(mortal, mortal_url, 
     """Finishing a trial and claiming one wait longer than `stall_s`."""
     worker = Worker(mortal_url, tmp_path, num_trials=8, max_epochs=2, epoch_s=0.1, stall_s=4.0, pruner="none")
     wait_for_epochs(tmp_path, 2)
-    mortal.stop()
-    try:
+    with mortal.outage():
         time.sleep(6)
-    finally:
-        mortal.start()
     assert worker.wait() == 0, worker.log()
     assert "is back after" in worker.log()
     check_exact(mortal_url, 8, 2)
@@ -71,11 +62,8 @@ def test_waiting_for_the_database_does_not_count_as_a_stall(mortal, mortal_url, 
 def test_too_long_an_outage_ends_the_worker_with_one_line(mortal, mortal_url, tmp_path):
     worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=400, epoch_s=0.1, outage_s=1.0)
     wait_for_epochs(tmp_path, 1)
-    mortal.stop()
-    try:
+    with mortal.outage():
         assert worker.wait() == 1
-    finally:
-        mortal.start()
     last = worker.log().strip().splitlines()[-1]
     assert last.startswith("the database postgresql+psycopg2://")
     assert "Traceback" not in worker.log()
@@ -85,9 +73,8 @@ def test_too_long_an_outage_ends_the_worker_with_one_line(mortal, mortal_url, tm
 
 
 def test_a_starting_worker_waits_for_a_starting_server(mortal, mortal_url, tmp_path):
-    mortal.stop()
-    worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=1, connect_s=60.0)
-    wait_until(lambda: "is unreachable" in worker.log())
-    mortal.start()
+    with mortal.outage():
+        worker = Worker(mortal_url, tmp_path, num_trials=1, max_epochs=1, connect_s=60.0)
+        wait_until(lambda: "is unreachable" in worker.log())
     assert worker.wait() == 0, worker.log()
     check_exact(mortal_url, 1, 1)

@@ -32,9 +32,8 @@ def test_a_run_with_tracking_and_a_database_crash_shows_no_password(guarded, pha
         assert process.poll() is None, process.communicate()
         shown += command_lines()
         time.sleep(0.2)
-    guarded.stop()
-    shown += command_lines()
-    guarded.start()
+    with guarded.outage():
+        shown += command_lines()
     shown += [part.encode() for part in process.communicate(timeout=240)]
     assert process.returncode == 0, shown[-1]
     shown += [part.encode() for name in ("status", "report") for part in run(work, name)]

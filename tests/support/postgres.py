@@ -58,6 +58,15 @@ class Server:
         """Start it again, through its recovery."""
         self._control("start", "-l", f"{self.data}/log")
 
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        """Kill the server, and start it again after the block."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
     def reload(self) -> None:
         self._control("reload")
 

@@ -223,6 +223,5 @@ class FaultInjector:
         self._crash.start()
 
     def _crash_and_restart(self) -> None:
-        self.server.stop()
-        time.sleep(self.dose.down_s)
-        self.server.start()
+        with self.server.outage():
+            time.sleep(self.dose.down_s)
