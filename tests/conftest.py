@@ -2,9 +2,10 @@
 
 import atexit
 import gc
+import logging
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the caller's shell reaches a test."""
     for name in [name for name in os.environ if name.startswith(("CSI_JOB_", "WANDB_"))]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What our program logs, from INFO on as its users see it; pytest's `caplog` begins at WARNING, with Optuna's."""
+    caplog.set_level("INFO", logger="csi_job")
+    with caplog.filtering(logging.Filter("csi_job")):
+        yield caplog
 
 
 def pytest_configure(config: pytest.Config) -> None:

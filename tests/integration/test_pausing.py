@@ -331,8 +331,7 @@ def test_the_time_until_a_promoted_trial_was_released_is_kept(storage, tmp_path)
     assert seconds_of(study.trials[0]) == sum(end - start for start, end, _ in runs)
 
 
-def test_a_pause_survives_a_signal_while_it_is_stored(storage, tmp_path, monkeypatch, caplog):
-    caplog.set_level("INFO", "csi_job")
+def test_a_pause_survives_a_signal_while_it_is_stored(storage, tmp_path, monkeypatch, logged):
     study = define(storage, num_trials=2, **ASHA)
     write_trial = storage.write_trial
 
@@ -345,7 +344,7 @@ def test_a_pause_survives_a_signal_while_it_is_stored(storage, tmp_path, monkeyp
     with pytest.raises(StopRequestedError):
         work_on(study, tmp_path, num_trials=2, **ASHA)
     assert outcomes(study) == ["paused"]
-    assert caplog.messages[-1] == "trial 0 paused"  # and not released, for the next worker to resume
+    assert logged.messages[-1] == "trial 0 paused"  # and not released, for the next worker to resume
     monkeypatch.undo()
     work_on(study, tmp_path, num_trials=2, **ASHA)
     assert sorted(outcomes(study)) == ["complete", "pruned"]

@@ -161,8 +161,7 @@ def test_a_new_limit_of_epochs_is_stored_with_the_total_or_not_at_all(storage, c
     assert study_counts(study).max_epochs_total is None
 
 
-def test_an_unchanged_limit_of_epochs_of_a_file_undoes_no_other_given_since(storage, caplog):
-    caplog.set_level("INFO")
+def test_an_unchanged_limit_of_epochs_of_a_file_undoes_no_other_given_since(storage, logged):
     study = define(storage, max_epochs_total=12, tree={"study": {"max_epochs_total": 12}})
 
     def restart(max_epochs_total):
@@ -172,11 +171,11 @@ def test_an_unchanged_limit_of_epochs_of_a_file_undoes_no_other_given_since(stor
     set_target(study, more_trials=4, max_epochs_total=1000)
     assert [restart(limit) for limit in (12, 30, 30)] == [1000, 30, 30]
     kept = "study toy keeps its total of epochs, {}; it was changed after these settings gave {}"
-    assert [line for line in caplog.messages if "keeps its total of epochs" in line] == [kept.format(1000, 12)]
+    assert [line for line in logged.messages if "keeps its total of epochs" in line] == [kept.format(1000, 12)]
     for limit, named in ((5, 5), (None, "no limit")):
         set_target(study, max_epochs_total=limit)
         assert [restart(30), restart(30)] == [limit, limit]
-        assert caplog.messages.count(kept.format(named, 30)) == 2
+        assert logged.messages.count(kept.format(named, 30)) == 2
     assert [restart(limit) for limit in (None, 12)] == [None, 12]
     set_target(study, max_epochs_total=30, lenient_epochs=True)
     set_target(study, num_trials=5)

@@ -80,14 +80,13 @@ def test_images_are_digested_first_where_their_cache_may_be_finished(copied, cac
     assert build_cache(moved, cache, tmp_path) == folder
 
 
-def test_few_corrupt_images_are_listed_and_left_out(copied, cache, tmp_path, caplog):
+def test_few_corrupt_images_are_listed_and_left_out(copied, cache, tmp_path, logged):
     corrupt, doubtful = images_of(copied)[3:5], images_of(copied)[8]
     corrupt[0].write_bytes(b"")
     corrupt[1].write_bytes(corrupt[1].read_bytes()[:300])
     flat_HW = np.asarray(Image.open(doubtful)) // 20 + 3
     Image.fromarray(flat_HW).save(doubtful)
-    with caplog.at_level("INFO"):
-        folder = build_cache(settings_of(copied, max_corrupt_fraction=0.1), cache, tmp_path)
+    folder = build_cache(settings_of(copied, max_corrupt_fraction=0.1), cache, tmp_path)
     verify_cache(folder)
     info = load_info(folder)
     assert info.num_corrupt == 2
@@ -99,9 +98,9 @@ def test_few_corrupt_images_are_listed_and_left_out(copied, cache, tmp_path, cap
     assert [row["image"] for row in rows] == [path.name for path in (*corrupt, doubtful)]
     assert rows[2]["problem"] == "doubtful: nearly all black"
     assert stat.S_IMODE((tmp_path / "problems.csv").stat().st_mode) == 0o600
-    assert "rows 5 (the image file is empty), 6 (" in caplog.text
-    assert ", 10 (doubtful: nearly all black)" in caplog.text
-    assert "jane" not in caplog.text
+    assert "rows 5 (the image file is empty), 6 (" in logged.text
+    assert ", 10 (doubtful: nearly all black)" in logged.text
+    assert "jane" not in logged.text
     kept = sum(Cache.open(folder).split(name).images_NHW.float().mean(dim=(1, 2)).gt(0).sum() for name in SPLITS)
     assert kept == NUM_IMAGES - 2
     for path, sound in zip([*corrupt, doubtful], images_of(copied)[5:8], strict=True):

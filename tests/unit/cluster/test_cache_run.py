@@ -29,9 +29,8 @@ def cache(
     return CacheRun(namespace, release, stages[0], watch=study, controller_digest="second", **limits)
 
 
-def test_a_finished_cache_runs_again_for_a_study_that_no_longer_exists_but_not_forever(caplog):
+def test_a_finished_cache_runs_again_for_a_study_that_no_longer_exists_but_not_forever(logged):
     """As after the claim of the database was deleted: the search has no study, and nothing else creates it."""
-    caplog.set_level("INFO", logger="csi_job")
     namespace, watch = Namespace(), Watch(num_finished=0)
     run = cache(namespace, watch)
     run.reconcile()
@@ -39,7 +38,7 @@ def test_a_finished_cache_runs_again_for_a_study_that_no_longer_exists_but_not_f
     assert run.reconcile()
     watch.is_missing = True
     assert not run.reconcile()
-    assert "cache: its study no longer exists; recreating it (2 of 2)" in caplog.messages
+    assert "cache: its study no longer exists; recreating it (2 of 2)" in logged.messages
     assert not run.reconcile()
     namespace.only()["status"] = ended("Complete")
     with pytest.raises(StageFailedError, match="cache was created 2 times and has not finished: its study no longer"):
@@ -81,9 +80,8 @@ def queued(namespace: Namespace, run: CacheRun) -> None:
 
 
 @pytest.mark.parametrize("queue", ["", "team"])
-def test_a_cache_without_quota_gets_that_of_the_search_which_continues_after_it(queue, caplog):
+def test_a_cache_without_quota_gets_that_of_the_search_which_continues_after_it(queue, logged):
     """An upgrade changes both while the search fills the quota: they would wait for each other."""
-    caplog.set_level("INFO", logger="csi_job")
     older, held = running_search(namespace := Namespace(), queue)
     name = held["metadata"]["name"]
     run = cache(namespace, Watch(num_finished=0), queue=queue, missing_s=1)
@@ -103,7 +101,7 @@ def test_a_cache_without_quota_gets_that_of_the_search_which_continues_after_it(
     assert get_annotation(held, HELD) == GIVES_WAY
     assert held["spec"]["completions"] == 2
     assert held["spec"]["parallelism"] == 0 if queue else held["spec"]["suspend"]
-    assert f"cache: waits for quota; Job {name} hands over its trials until the cache is done" in caplog.messages
+    assert f"cache: waits for quota; Job {name} hands over its trials until the cache is done" in logged.messages
     run.reconcile()  # while the pods hand over, no quota is missing for good
     job = namespace.objects["Job", waits]
     assert not get_annotation(job, RETRIED)
@@ -176,10 +174,9 @@ def test_a_search_is_billed_until_its_pods_have_ended_but_not_for_its_wait(is_re
     [("study: {name: before}", False), ("study: {name: other}", True), ("78edb37d90d4b4bd", False)],  # a digest, of 0.1
 )
 def test_a_search_of_earlier_settings_keeps_to_the_budget_unless_it_is_of_another_study(
-    settings, is_other, monkeypatch, caplog
+    settings, is_other, monkeypatch, logged
 ):
     """An upgrade may be rejected, and the cache stage wait for its pods or take hours."""
-    caplog.set_level("INFO", logger="csi_job")
     watch = Watch(num_finished=0)
     _, job = running_search(namespace := Namespace(), "", Watch(num_finished=0))
     job["status"] = {"active": 2, "ready": 2}
@@ -196,7 +193,7 @@ def test_a_search_of_earlier_settings_keeps_to_the_budget_unless_it_is_of_anothe
         assert is_paused(job) is is_stopped
     assert watch.used.gpu_seconds == pytest.approx(2 * (3600 + 3660) * (not is_other), abs=10)
     assert bool(get_annotation(job, ENDED_BY)) is not is_other
-    assert ("cache: meanwhile, the budget of 2 hours is exhausted; the search's" in caplog.text) is not is_other
+    assert ("cache: meanwhile, the budget of 2 hours is exhausted; the search's" in logged.text) is not is_other
 
 
 def test_a_quota_that_the_search_does_not_hold_ends_the_stage():
@@ -227,9 +224,8 @@ def test_a_search_in_another_queue_does_not_give_way():
     assert not get_annotation(running, HELD)
 
 
-def test_a_search_that_gave_way_in_vain_resumes_and_does_so_only_once(monkeypatch, caplog):
+def test_a_search_that_gave_way_in_vain_resumes_and_does_so_only_once(monkeypatch, logged):
     """As when the whole queue has less than the stage needs: it would wait forever, and the search with it."""
-    caplog.set_level("INFO", logger="csi_job")
     _, held = running_search(namespace := Namespace(), "team")
     queued(namespace, run := cache(namespace, Watch(num_finished=0), queue="team"))
     (pod,) = namespace.find("Pod")
@@ -238,7 +234,7 @@ def test_a_search_that_gave_way_in_vain_resumes_and_does_so_only_once(monkeypatc
     assert get_annotation(held, HELD) == GIVES_WAY  # Kueue may be about to admit the stage
     monkeypatch.setattr(stage_run, "MAKE_ROOM_AFTER_S", 0.0)
     run.reconcile()
-    assert f"cache: still waits for quota; Job {held['metadata']['name']} continues" in caplog.messages
+    assert f"cache: still waits for quota; Job {held['metadata']['name']} continues" in logged.messages
     namespace.create(pod)
     run.reconcile()
     assert held["spec"]["parallelism"] == 2

@@ -165,15 +165,14 @@ def test_a_job_that_is_gone_is_created_for_the_release_as_it_is_now(monkeypatch)
     assert owners[1] == "new" != owners[0]
 
 
-def test_a_refused_pod_is_reported_within_15_seconds(monkeypatch, caplog):
+def test_a_refused_pod_is_reported_within_15_seconds(monkeypatch, logged):
     """By the controller's own clock, which stands still while it works: what is left is how often it looks."""
-    caplog.set_level("INFO", logger="csi_job")
     namespace, now_s = Failing(), 0.0
     refused_s, reported_s = list[float](), list[float]()
 
     def sleep(seconds):
         nonlocal now_s
-        if any("its pods can't be created: no PriorityClass" in line for line in caplog.messages):
+        if any("its pods can't be created: no PriorityClass" in line for line in logged.messages):
             reported_s.append(now_s)
             namespace.errors = [ClusterError("enough")]
         elif not refused_s:  # just after it has looked

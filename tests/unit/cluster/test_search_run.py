@@ -43,8 +43,7 @@ def test_a_search_that_makes_progress_is_recreated_without_a_limit():
     assert namespace.only()["metadata"]["name"].endswith("-6")
 
 
-def test_an_index_that_failed_for_good_is_restored_less_and_less_often(caplog):
-    caplog.set_level("INFO", logger="csi_job")
+def test_an_index_that_failed_for_good_is_restored_less_and_less_often(logged):
     namespace, run = started(Watch(num_finished=1), stage())
     for minutes, suffix in ((1, "a"), (3, "-2"), (3, "-2"), (5, "-3"), (60, "-3")):
         job = namespace.only()
@@ -54,7 +53,7 @@ def test_an_index_that_failed_for_good_is_restored_less_and_less_often(caplog):
         run.reconcile()
         run.reconcile()
         assert namespace.only()["metadata"]["name"].endswith(suffix)
-    logged = {record.getMessage(): vars(record).get("values") for record in caplog.records}
+    logged = {record.getMessage(): vars(record).get("values") for record in logged.records}
     recreating = "search: pod 1 failed too often without finishing an epoch; recreating it (2 of 3)"
     assert logged[recreating] == {"stage": "search", "tries": 2, "max_tries": 3}
     best = {"best_f1": 0.5, "best_trial": 0}
@@ -260,14 +259,13 @@ def test_a_search_whose_job_has_expired_runs_again_only_if_trials_are_left(num_f
     assert (f"{DONE}final" in annotations) is not runs
 
 
-def test_a_deadline_ends_the_search_with_the_best_trial_so_far(caplog):
-    caplog.set_level("INFO", logger="csi_job")
+def test_a_deadline_ends_the_search_with_the_best_trial_so_far(logged):
     chosen = stage()
     chosen.manifest["spec"]["activeDeadlineSeconds"] = 600
     namespace, run = started(watch := Watch(num_finished=1), chosen)
     namespace.end("Failed", "DeadlineExceeded")
     assert run.reconcile()
-    assert "search: done, the deadline of 600 s has passed" in caplog.messages
+    assert "search: done, the deadline of 600 s has passed" in logged.messages
     watch.num_finished = 0
     with pytest.raises(StageFailedError, match=r"no trial is complete.*search\.deadlineSeconds"):
         run.reconcile()

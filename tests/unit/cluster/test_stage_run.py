@@ -114,30 +114,27 @@ def test_an_image_is_missing_since_it_was_first_seen_to_be_however_long_its_pod_
         wait(run, 10)
 
 
-def test_a_registry_that_is_away_is_waited_for(wait, caplog):
-    caplog.set_level("INFO", logger="csi_job")
+def test_a_registry_that_is_away_is_waited_for(wait, logged):
     namespace, run = started(Watch(num_finished=0), stage(), missing_s=120)
     away = "unexpected status 503 Service Unavailable"
     namespace.create(pod(namespace.only()["metadata"]["name"], "r-0", "Pending", "ErrImagePull", away))
     assert not wait(run, 3600)
     says = f"search: pod r-0 does not start: ErrImagePull: {away}; Kubernetes pulls it again; if that lasts, check"
-    assert len([line for line in caplog.messages if line.startswith(says)]) == 1
+    assert len([line for line in logged.messages if line.startswith(says)]) == 1
 
 
-def test_the_start_of_a_job_that_is_not_visible_yet_is_logged_once(caplog):
-    caplog.set_level("INFO", logger="csi_job")
+def test_the_start_of_a_job_that_is_not_visible_yet_is_logged_once(logged):
     namespace = Namespace()
     run = search(namespace, Watch(num_finished=0), stage())
     for _ in range(3):
         run.reconcile()
         namespace.objects.clear()  # being deleted: `jobs` omits it
-    assert [line for line in caplog.messages if "started as Job" in line] == [
+    assert [line for line in logged.messages if "started as Job" in line] == [
         "search: started as Job r-search-aaaaaaaa"
     ]
 
 
-def test_a_job_that_was_deleted_by_hand_is_created_again_and_starts_when_its_pods_have_ended(caplog):
-    caplog.set_level("INFO", logger="csi_job")
+def test_a_job_that_was_deleted_by_hand_is_created_again_and_starts_when_its_pods_have_ended(logged):
     namespace, run = started(Watch(num_finished=0), stage())
     (name,) = namespace.names("search")
     for _ in range(2):
@@ -151,7 +148,7 @@ def test_a_job_that_was_deleted_by_hand_is_created_again_and_starts_when_its_pod
         namespace.delete("Pod", "s-0")
         run.reconcile()
         assert not is_paused(namespace.only())
-    assert [line for line in caplog.messages if name in line] == [
+    assert [line for line in logged.messages if name in line] == [
         f"search: started as Job {name}",
         *[
             f"search: Job {name} was deleted",
@@ -165,9 +162,8 @@ def test_a_job_that_was_deleted_by_hand_is_created_again_and_starts_when_its_pod
 
 @pytest.mark.parametrize("image", ["b", "c"])
 @pytest.mark.parametrize("queue", ["", "queue"])
-def test_a_new_job_starts_no_pod_until_those_of_the_old_one_have_ended(queue, image, caplog):
+def test_a_new_job_starts_no_pod_until_those_of_the_old_one_have_ended(queue, image, logged):
     """Also if the new one is replaced by yet another before it has started."""
-    caplog.set_level("INFO", logger="csi_job")
     namespace = Namespace()
     search(namespace, Watch(num_finished=0), stage(image="a", queue=queue)).reconcile()
     (old,) = namespace.names("search")
@@ -190,7 +186,7 @@ def test_a_new_job_starts_no_pod_until_those_of_the_old_one_have_ended(queue, im
     again.reconcile()
     assert not is_paused(namespace.only())
     assert (namespace.only()["spec"]["parallelism"], namespace.only()["spec"]["completions"]) == (2, 2)
-    assert [line for line in caplog.messages if f" as Job {new}" in line] == [
+    assert [line for line in logged.messages if f" as Job {new}" in line] == [
         f"search: created as Job {new}",
         f"search: started as Job {new}",
     ]
@@ -199,15 +195,14 @@ def test_a_new_job_starts_no_pod_until_those_of_the_old_one_have_ended(queue, im
 CLASS = 'pods "r-0-" is forbidden: pod rejected: RuntimeClass "none" not found'
 
 
-def test_a_stage_whose_pods_cannot_be_created_is_reported_once_and_ends(caplog):
-    caplog.set_level("INFO", logger="csi_job")
+def test_a_stage_whose_pods_cannot_be_created_is_reported_once_and_ends(logged):
     namespace, run = started(Watch(num_finished=0), stage(), missing_s=100)
     job = namespace.only()["metadata"]["name"]
     namespace.create(event(job, "FailedCreate", f"Error creating: {CLASS}", 60))
     for _ in range(2):
         assert not run.reconcile()
     reason = 'RuntimeClass "none" not found; create it, or change search.runtimeClassName'
-    assert caplog.messages.count(f"search: its pods can't be created: {reason}") == 1
+    assert logged.messages.count(f"search: its pods can't be created: {reason}") == 1
     namespace.create(event(job, "FailedCreate", f"Error creating: {CLASS}", 101))
     namespace.create(pod(job, "r-0", "Running"))
     assert not run.reconcile()
@@ -218,14 +213,13 @@ def test_a_stage_whose_pods_cannot_be_created_is_reported_once_and_ends(caplog):
 
 
 @pytest.mark.parametrize(("why", "lasts"), [("connection refused", False), ('service "w" not found', True)])
-def test_a_webhook_that_is_away_is_waited_for_and_one_that_is_set_up_wrongly_ends_the_stage(why, lasts, caplog):
-    caplog.set_level("INFO", logger="csi_job")
+def test_a_webhook_that_is_away_is_waited_for_and_one_that_is_set_up_wrongly_ends_the_stage(why, lasts, logged):
     namespace, run = started(Watch(num_finished=0), stage(), missing_s=100)
     failed = f'Error creating: Internal error occurred: failed calling webhook "a": {why}'
     namespace.create(event(namespace.only()["metadata"]["name"], "FailedCreate", failed, 101))
     with pytest.raises(StageFailedError, match=why) if lasts else nullcontext():
         assert not run.reconcile()
-    assert f"{why}; ask an administrator of the cluster to repair that webhook" in caplog.text
+    assert f"{why}; ask an administrator of the cluster to repair that webhook" in logged.text
 
 
 def test_a_controller_that_may_not_list_events_waits():
@@ -259,15 +253,14 @@ def test_a_claim_that_cannot_be_bound_ends_the_stage_by_its_own_reason(wait):
     ],
 )
 def test_a_volume_that_cannot_be_mounted_is_reported_and_ends_the_stage_if_it_does_not_exist(
-    message, lasts, wait, caplog
+    message, lasts, wait, logged
 ):
-    caplog.set_level("INFO", logger="csi_job")
     namespace, run = started(Watch(num_finished=0), stage(), missing_s=4000)
     namespace.create(pod(namespace.only()["metadata"]["name"], "r-0", "Pending", "ContainerCreating"))
     namespace.create(event("r-0", "FailedMount", message, 9, kind="Pod"))
     assert not run.reconcile()
     remedy = "; create it, or correct the values with helm upgrade" if lasts else ""
-    assert f"search: pod r-0 does not start: {message}{remedy}" in caplog.messages
+    assert f"search: pod r-0 does not start: {message}{remedy}" in logged.messages
     run.missing_s = 1
     with pytest.raises(StageFailedError, match=f"search can't start: {re.escape(message)}") if lasts else nullcontext():
         assert not wait(run, 10)

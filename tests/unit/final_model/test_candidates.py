@@ -62,16 +62,15 @@ def confirmed(rates, seeds, trainer, reasons=None, advance=lambda _: None, **opt
     return confirmation.train_here(reasons or {}, advance)
 
 
-def test_candidates_are_the_file_then_the_best_complete_trials_without_duplicates(tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_candidates_are_the_file_then_the_best_complete_trials_without_duplicates(tmp_path, logged):
     study = study_of((SMALL, 0.5), (HIGH, 0.4), (HIGH, 0.45), ({"learning_rate": 9e-3}, 0.1), ({"patience": 6}, 0.42))
     study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED))
     found = find_candidates(hyperparams(tmp_path), study, 3, None)
     assert [(entry.trial, entry.search_value) for entry in found] == [(0, 0.5), (2, 0.45), (4, 0.42)]
     assert [entry.recipe.max_epochs for entry in found] == [2, 2, 2]
-    assert caplog.messages == []
+    assert logged.messages == []
     assert len(find_candidates(hyperparams(tmp_path), study, 10, 7)) == 4
-    assert caplog.messages == ["4 candidates instead of 10: no other complete trial is left to compare"]
+    assert logged.messages == ["4 candidates instead of 10: no other complete trial is left to compare"]
     assert {entry.recipe.max_epochs for entry in find_candidates(hyperparams(tmp_path), study, 10, 7)} == {7}
 
 

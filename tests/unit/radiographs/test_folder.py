@@ -1,5 +1,4 @@
 import gzip
-import logging
 import lzma
 
 import pytest
@@ -47,19 +46,18 @@ def folder(tmp_path, stored_HW):
     return tmp_path
 
 
-def test_images_are_found_by_ending_and_by_content_and_the_rest_is_counted(folder, caplog):
-    with caplog.at_level(logging.INFO):
-        found = expand_folders([folder / "notes.txt", folder, folder / "Thumbs.db", folder / "missing"])
+def test_images_are_found_by_ending_and_by_content_and_the_rest_is_counted(folder, logged):
+    found = expand_folders([folder / "notes.txt", folder, folder / "Thumbs.db", folder / "missing"])
     names = [path.relative_to(folder).as_posix() for path in found]
     dicom = ["DICOM/S1/1.2.840.113619.2", "DICOM/S1/I1", "DICOM/S1/bare"]
     assert names == ["notes.txt", *dicom, "named.PNG", "picture", "volume", "volume.nii.gz", "missing"]
-    assert "found 7 images; skipped 12 of 19 entries: " in caplog.text
+    assert "found 7 images; skipped 12 of 19 entries: " in logged.text
     packed = ("compressed with gzip", "compressed with xz", "an archive (ZIP, RAR or 7z)")
     kinds = (*packed, "a Git LFS pointer")
     skipped = ["3 metadata of the system", "3 not an image", "1 DICOM index", "1 link to a folder"]
     for reason in (*skipped, *(f"1 not an image but {kind}" for kind in kinds)):
-        assert reason in caplog.text
-    assert "notes" not in caplog.text
+        assert reason in logged.text
+    assert "notes" not in logged.text
 
 
 def test_folders_and_files_without_any_image_are_refused(folder):

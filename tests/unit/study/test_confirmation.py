@@ -90,9 +90,8 @@ def test_a_training_is_claimed_with_its_epochs_and_nothing_is_ever_sampled(confi
     assert plan(confirmation, lambda _: [ONE], 5) == Progress(1, 0)
 
 
-def test_a_worker_that_waits_returns_when_the_others_are_done(storage, confirmation, tmp_path, caplog):
+def test_a_worker_that_waits_returns_when_the_others_are_done(storage, confirmation, tmp_path, logged):
     storage.lease_s = 3600.0
-    caplog.set_level("INFO")
     plan(confirmation, lambda _: [ONE], 5)
     lease = leased(confirmation)
     options = WorkerOptions(own_process=False, may_add=False, waits=True)
@@ -102,7 +101,7 @@ def test_a_worker_that_waits_returns_when_the_others_are_done(storage, confirmat
         kwargs={"options": options, "suggest": training_of},
     )
     waiting.start()
-    wait_until(lambda: "waiting for the last 1 of 1 trials on other workers" in caplog.text)
+    wait_until(lambda: "waiting for the last 1 of 1 trials on other workers" in logged.text)
     assert waiting.is_alive()
     storage.hold(lease)
     storage.set_trial_state_values(lease.trial_id, COMPLETE, [0.75])

@@ -157,13 +157,12 @@ def test_the_target_can_be_set_and_raised(study, tmp_path):
     assert set_target(study, more_trials=1) == 5  # the first is finished
 
 
-def test_an_unchanged_total_of_a_file_does_not_undo_an_addition(storage, caplog):
-    caplog.set_level("INFO")
+def test_an_unchanged_total_of_a_file_does_not_undo_an_addition(storage, logged):
     study = define(storage, tree={"study": {"num_trials": 5}})
     assert set_target(study, more_trials=3) == 8
     assert set_target(study, num_trials=5, lenient=True) == 8
     kept = "study toy keeps its total of trials, 8; it was changed after these settings gave 5"
-    assert caplog.messages == [kept]
+    assert logged.messages == [kept]
     assert set_target(study, num_trials=6, lenient=True) == 6
     assert set_target(study, num_trials=5, lenient=True) == 5
     assert set_target(study, more_trials=2, token="a") == 7
@@ -180,19 +179,18 @@ def test_trials_that_another_tool_added_beyond_the_total_are_not_taken_from_an_a
     assert set_target(study, more_trials=2) == 9
 
 
-def test_an_interrupted_addition_is_continued_and_a_finished_one_is_repeated(study, tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_an_interrupted_addition_is_continued_and_a_finished_one_is_repeated(study, tmp_path, logged):
     assert [set_target(study, more_trials=3) for _ in range(3)] == [8, 8, 8]
-    assert caplog.text.count("continuing towards 8 trials, to which an earlier --more-trials 3 raised the total") == 2
+    assert logged.text.count("continuing towards 8 trials, to which an earlier --more-trials 3 raised the total") == 2
     assert set_target(study, num_trials=8, lenient=True) == 8  # which changes nothing, and so settles nothing
-    assert "lowering" not in caplog.text
+    assert "lowering" not in logged.text
     assert set_target(study, more_trials=3) == 8
     assert set_target(study, more_trials=1) == 9  # another command
     assert set_target(study, more_trials=3) == 9
     work_on(study, tmp_path, num_trials=9)
     assert [set_target(study, more_trials=3) for _ in range(2)] == [12, 12]
     assert set_target(study, num_trials=10) == 10
-    assert "lowering the total of study toy, which all its workers share, from 12 to 10 trials" in caplog.text
+    assert "lowering the total of study toy, which all its workers share, from 12 to 10 trials" in logged.text
     assert set_target(study, more_trials=3) == 13
     assert [set_target(study, more_trials=3, token="another command") for _ in range(2)] == [16, 16]
 

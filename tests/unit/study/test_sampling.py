@@ -49,14 +49,13 @@ def test_the_draws_are_those_of_optunas_own_sampler(storage, tmp_path):
         assert trial.params == study.trials[number].params
 
 
-def test_cmaes_learns_through_trials_with_and_without_a_conditional_number(storage, tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_cmaes_learns_through_trials_with_and_without_a_conditional_number(storage, tmp_path, logged):
     given = {"num_trials": 30, "max_epochs": 1, "sampler": "cmaes", "pruner": "none", "num_startup_trials": 1}
     study = define(storage, **given)
     work_on(study, tmp_path, **given)
     modelled = [trial for trial in study.trials if any(key.startswith("cma:") for key in trial.system_attrs)]
     assert len(modelled) >= 25
-    assert caplog.text.count("CMA-ES models unknown_weight and samples optimizer, patience at random") == 1
+    assert logged.text.count("CMA-ES models unknown_weight and samples optimizer, patience at random") == 1
     assert {trial.params["optimizer"] for trial in modelled} == {"adam", "sgd"}
 
 

@@ -122,8 +122,7 @@ def test_two_studies_of_one_name_in_two_databases_do_not_replace_each_others_res
         claim_results(load_study(elsewhere, "toy"), folder)
 
 
-def test_the_checkpoints_of_a_study_that_went_with_its_database_go_when_another_takes_its_name(tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_the_checkpoints_of_a_study_that_went_with_its_database_go_when_another_takes_its_name(tmp_path, logged):
     folder, written = WorkFolder(tmp_path), []
     others = folder.trial_checkpoints("toy", 0) / "attempt-of-another-program" / "file"
     others.parent.mkdir(parents=True)
@@ -141,7 +140,7 @@ def test_the_checkpoints_of_a_study_that_went_with_its_database_go_when_another_
         assert sorted(tmp_path.rglob("*.pt")) == sorted(written[2 * (database == 2) :])
         for path in tmp_path.glob("studies.db*"):
             path.unlink()
-    assert caplog.messages.count("removed checkpoints of an earlier study named toy, which is gone") == 1
+    assert logged.messages.count("removed checkpoints of an earlier study named toy, which is gone") == 1
     assert others.exists()
 
 

@@ -100,9 +100,8 @@ def test_an_attempt_makes_progress_once_its_checkpoint_is_stored_and_passes_no_e
     ("num_stored", "intact", "first"), [(3, (0, 1, 2), 3), (2, (0, 1, 2), 3), (3, (0,), 1), (3, (), 0)]
 )
 def test_a_resumed_trial_has_the_epochs_up_to_its_checkpoint(
-    objective_name, num_stored, intact, first, storage, tmp_path, caplog
+    objective_name, num_stored, intact, first, storage, tmp_path, logged
 ):
-    caplog.set_level("INFO")
     study = define(storage, num_trials=1, objective=objective_name)
 
     def left(running):
@@ -132,7 +131,7 @@ def test_a_resumed_trial_has_the_epochs_up_to_its_checkpoint(
         return objective(running)
 
     assert work_on(study, tmp_path, resumed).outcomes == {"complete": 1}
-    assert ("are computed again" in caplog.text) == (first < num_stored)
-    assert f"trial 0 resumes at epoch {first + 1} (attempt 2)" in caplog.messages
+    assert ("are computed again" in logged.text) == (first < num_stored)
+    assert f"trial 0 resumes at epoch {first + 1} (attempt 2)" in logged.messages
     assert (tmp_path / "computed.log").read_text().split() == [word for n in range(first, 4) for word in ("0", str(n))]
     assert curve_of(study.trials[0]) == [(epoch, value_at(X, epoch)) for epoch in range(4)]

@@ -32,8 +32,7 @@ def seize(storage):
         connection.execute(sa.update(LEASES).values(token="another", owner="another|a|b|1|1", lease_s=600))
 
 
-def test_a_worker_runs_the_study_to_its_total_and_leaves_a_full_one_alone(study, tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_a_worker_runs_the_study_to_its_total_and_leaves_a_full_one_alone(study, tmp_path, logged):
     summary = work_on(study, tmp_path)
     assert summary.outcomes.total() == summary.num_finished == 5
     counts = study_counts(study)
@@ -44,7 +43,7 @@ def test_a_worker_runs_the_study_to_its_total_and_leaves_a_full_one_alone(study,
     kept = {name: first.user_attrs[name] for name in ("sampler", "pruner", "max_epochs", "attempt", "epochs")}
     assert kept == {"sampler": "tpe", "pruner": "median", "max_epochs": 4, "attempt": 1, "epochs": 4}
     assert not work_on(study, tmp_path).outcomes
-    assert caplog.messages[-1] == "study toy is complete (5 trials)"
+    assert logged.messages[-1] == "study toy is complete (5 trials)"
 
 
 def test_a_lease_dated_back_with_the_clock_proves_no_live_worker(storage, tmp_path, monkeypatch):
@@ -303,15 +302,14 @@ def test_a_training_that_stalls_ends_the_worker(storage, tmp_path):
     assert study.trials[0].state is TrialState.RUNNING
 
 
-def test_after_the_timeout_no_trial_is_started(study, tmp_path, caplog, late):
-    caplog.set_level("INFO")
+def test_after_the_timeout_no_trial_is_started(study, tmp_path, logged, late):
 
     def slow(running):
         late()
         return objective(running)
 
     assert work_on(study, tmp_path, slow, timeout_s=600).outcomes.total() == 1
-    assert "time limit of 600 s reached" in caplog.text
+    assert "time limit of 600 s reached" in logged.text
 
 
 def test_plots_that_fail_do_not_end_the_search(study, tmp_path, caplog):

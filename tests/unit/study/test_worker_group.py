@@ -36,14 +36,13 @@ def num_starts(folder):
     return {int(path.name): num_lines(path) for path in sorted(folder.iterdir())}
 
 
-def test_each_worker_sees_its_gpu_and_its_lines_name_it(tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_each_worker_sees_its_gpu_and_its_lines_name_it(tmp_path, logged):
     code = 'worker.log.info("100 %% on %(gpu)s", {"gpu": os.environ["CUDA_VISIBLE_DEVICES"]}); print("noise")'
     named = 'from csi_job.logs import log_line; log_line(worker.log, 20, "half", {"gpu": "none"})'
     events = run_group(tmp_path, {1: [f"{code}; {named}; worker.epoch()"], 2: [code]})
     assert events == [(1, "epoch", [1, 0, {"val_f1": 0.5}])]
-    assert sorted(caplog.messages) == ["worker 1: 100 % on GPU-1", "worker 1: half", "worker 2: 100 % on GPU-2"]
-    assert {(record.name, record.args["worker"], record.args["gpu"]) for record in caplog.records} == {
+    assert sorted(logged.messages) == ["worker 1: 100 % on GPU-1", "worker 1: half", "worker 2: 100 % on GPU-2"]
+    assert {(record.name, record.args["worker"], record.args["gpu"]) for record in logged.records} == {
         ("csi_job.toy", 1, "GPU-1"),
         ("csi_job.toy", 1, "none"),
         ("csi_job.toy", 2, "GPU-2"),

@@ -41,10 +41,9 @@ def test_the_bar_of_a_confirmation_alone_appears_with_its_first_training():
 
 
 @pytest.mark.parametrize(("number", "prefix"), [(None, ""), (2, "worker 2: ")])
-def test_without_a_terminal_a_line_now_and_then(number, prefix, monkeypatch, caplog):
-    caplog.set_level("INFO")
+def test_without_a_terminal_a_line_now_and_then(number, prefix, monkeypatch, logged):
     monkeypatch.setattr(live, "PROGRESS_LOG_EVERY_S", 0)
     study = LiveStudy(Progress(disable=True), "toy", target=5, num_finished=1, max_epochs=4)
     study.worker(number).epoch(7, 0, {"val_f1": 0.5})
-    assert caplog.messages == [f"{prefix}trial 7: epoch 1 of at most 4, val_f1 0.5000"]
-    assert caplog.records[0].args.get("worker") == number
+    assert logged.messages == [f"{prefix}trial 7: epoch 1 of at most 4, val_f1 0.5000"]
+    assert logged.records[0].args.get("worker") == number

@@ -1,4 +1,3 @@
-import logging
 from typing import get_args
 
 import pytest
@@ -47,14 +46,13 @@ def test_logits_do_not_depend_on_the_batch_size():
     ],
 )
 def test_the_precision_is_one_that_the_gpu_has_in_hardware_and_is_logged_once(
-    monkeypatch, caplog, capability, wanted, chosen, line
+    monkeypatch, logged, capability, wanted, chosen, line
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # as torch says where it is emulated
     choose_precision.cache_clear()
-    with caplog.at_level(logging.INFO, "csi_job"):
-        assert [choose_precision(wanted, torch.device("cuda", 0)) for _ in range(2)] == [chosen] * 2
-    assert caplog.messages == [line]
+    assert [choose_precision(wanted, torch.device("cuda", 0)) for _ in range(2)] == [chosen] * 2
+    assert logged.messages == [line]
     choose_precision.cache_clear()
     assert choose_precision(wanted, torch.device("cpu")) == ("fp32" if wanted == "auto" else wanted)
