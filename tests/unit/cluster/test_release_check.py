@@ -1,5 +1,6 @@
 """Problems of a release are found in the API server's objects; tests/e2e asks a real API server."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
@@ -113,14 +114,9 @@ QUOTA = "exceeded quota: q, requested: pods=1, used: pods=2, limited: pods=2"
 def test_a_pod_that_would_not_be_admitted_is_a_problem(message, outcome):
     namespace = Namespace()
     namespace.refused["Pod"] = ClusterError(f"{REFUSED}{message}")
-    if outcome:
-        with pytest.raises(ConfigurationError, match=outcome):
-            release_check.check_stage(namespace, RELEASE, search(), [quota({"pods": "2"})])
-    else:
-        assert (
-            release_check.check_stage(namespace, RELEASE, search(), [quota({"pods": "2"})])
-            == "search: its pod would be admitted"
-        )
+    with pytest.raises(ConfigurationError, match=outcome) if outcome else nullcontext():
+        line = release_check.check_stage(namespace, RELEASE, search(), [quota({"pods": "2"})])
+        assert line == "search: its pod would be admitted"
 
 
 @pytest.mark.parametrize(
@@ -137,10 +133,7 @@ def test_a_quota_on_the_number_of_jobs_must_have_room_for_those_of_all_stages(us
     counting = quota({"count/jobs.batch": "4"}, {"count/jobs.batch": used}, name="r")
     namespace = Namespace(release_map(), counting, *jobs)
     release = read_release(namespace, "r-stages")
-    if message:
-        with pytest.raises(ConfigurationError, match=message):
-            release_check.check_job_quotas(namespace, release, [counting])
-    else:
+    with pytest.raises(ConfigurationError, match=message) if message else nullcontext():
         assert "room for the Jobs" in release_check.check_job_quotas(namespace, release, [counting])
     refused = 'jobs.batch "x" is forbidden: exceeded quota: r, requested: count/jobs.batch=1, used: count/jobs.batch=4'
     namespace.refused["Job"] = ClusterError(f"the API server rejected the request: {refused}")
@@ -266,11 +259,9 @@ def test_a_users_own_optional_secret_may_be_missing_but_none_that_csi_job_needs(
 @pytest.mark.parametrize(("key", "is_right"), [(".dockerconfigjson", True), (".dockercfg", True), ("password", False)])
 def test_a_secret_that_pulls_images_has_one_of_two_keys(key, is_right):
     namespace = Namespace({"kind": "Secret", "metadata": {"name": "s"}, "data": {key: "e30="}})
-    if is_right:
+    refusal = r"no key \.dockerconfigjson; kubectl create secret docker-registry"
+    with nullcontext() if is_right else pytest.raises(ConfigurationError, match=refusal):
         assert release_check.check_secret(namespace, "s", {".dockerconfigjson"}) == "Secret s: found, with its key"
-        return
-    with pytest.raises(ConfigurationError, match=r"no key \.dockerconfigjson; kubectl create secret docker-registry"):
-        release_check.check_secret(namespace, "s", {".dockerconfigjson"})
 
 
 def test_a_secret_or_key_that_is_missing_is_named():
