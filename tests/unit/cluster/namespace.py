@@ -17,7 +17,7 @@ from csi_job.cluster.api import AlreadyExistsError, Cluster, NotAllowedError, No
 from csi_job.cluster.budget import Budget, Usage
 from csi_job.cluster.controller import ControllerOptions, run_controller
 from csi_job.cluster.search_run import SearchRun
-from csi_job.cluster.stage_run import JOB_NAME, JOB_UID
+from csi_job.cluster.stage_run import JOB_NAME, JOB_UID, StageRun
 from csi_job.config import load_settings
 from csi_job.errors import ClusterError, CsiJobError
 from csi_job.study.status import BestStatus, ConfirmationStatus, StudyStatus
@@ -143,9 +143,11 @@ def _field(item: Any, path: str) -> Any:
     return item
 
 
-def pass_time(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Let time pass on the API server's clock."""
+def pass_time(monkeypatch: pytest.MonkeyPatch, seconds: float, run: StageRun | None = None) -> None:
+    """Let time pass on the API server's clock, and the controller then look at a stage."""
     monkeypatch.setattr(ServerClock, "_ahead", ServerClock._ahead + timedelta(seconds=seconds))
+    if run is not None:
+        run.reconcile()
 
 
 def event(job: str, reason: str, message: str, ago_s: float, kind: str = "Job", **fields: Any) -> Object:

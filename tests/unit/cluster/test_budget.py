@@ -43,12 +43,10 @@ def used_h(job: dict[str, Any]) -> tuple[float, float]:
 )
 def test_hours_pass_once_and_gpu_hours_for_each_gpu_of_each_pod(limits, num_gpus, monkeypatch):
     run, job = searching(Namespace(), Watch(num_finished=1), num_gpus, **limits)
-    pass_time(monkeypatch, HOUR_S)
-    run.reconcile()
+    pass_time(monkeypatch, HOUR_S, run)
     assert used_h(job) == (1, 2 * num_gpus)
     assert job["spec"]["suspend"] is False
-    pass_time(monkeypatch, HOUR_S)
-    run.reconcile()
+    pass_time(monkeypatch, HOUR_S, run)
     assert job["spec"]["suspend"] is True
 
 
@@ -56,21 +54,18 @@ def test_pods_that_wait_for_a_node_or_quota_use_nothing(monkeypatch):
     run, job = searching(Namespace(), Watch(num_finished=1), hours=1)
     job["status"] = {"active": 2, "ready": 0}
     run.reconcile()
-    pass_time(monkeypatch, 5 * HOUR_S)
-    run.reconcile()
+    pass_time(monkeypatch, 5 * HOUR_S, run)
     assert used_h(job) == (0, 0)
 
 
 def test_the_next_job_knows_the_usage_of_a_deleted_one(monkeypatch):
     namespace, watch = Namespace(), Watch(num_finished=1)
     run, job = searching(namespace, watch, gpu_hours=3)
-    pass_time(monkeypatch, HOUR_S)
-    run.reconcile()
+    pass_time(monkeypatch, HOUR_S, run)
     namespace.objects.clear()
     run, job = searching(namespace, watch, gpu_hours=3)
     assert used_h(job) == (1, 2)
-    pass_time(monkeypatch, HOUR_S)
-    run.reconcile()
+    pass_time(monkeypatch, HOUR_S, run)
     assert job["spec"]["suspend"] is True
 
 
@@ -79,8 +74,7 @@ def test_usage_during_a_database_outage_is_added_afterwards(monkeypatch):
     run, job = searching(Namespace(), watch, gpu_hours=100)
     watch.is_down = True
     for _ in range(3):
-        pass_time(monkeypatch, HOUR_S)
-        run.reconcile()
+        pass_time(monkeypatch, HOUR_S, run)
     assert used_h(job) == (0, 0)
     watch.is_down = False
     run.reconcile()
@@ -107,8 +101,7 @@ def test_usage_counts_once_while_it_can_be_stored_but_not_recorded_with_the_job(
                 pass_time(monkeypatch, 20)
     run.reconcile()
     assert used_h(job) == (1, 1.5)
-    pass_time(monkeypatch, HOUR_S)
-    run.reconcile()
+    pass_time(monkeypatch, HOUR_S, run)
     assert used_h(job) == (2, 2.5)
 
 
@@ -116,8 +109,7 @@ def test_a_budget_can_be_exhausted_during_a_database_outage(monkeypatch):
     watch = FlakyWatch(num_finished=1)
     run, job = searching(Namespace(), watch, gpu_hours=1)
     watch.is_down = True
-    pass_time(monkeypatch, HOUR_S)
-    run.reconcile()
+    pass_time(monkeypatch, HOUR_S, run)
     assert job["spec"]["suspend"] is True
 
 
@@ -135,8 +127,7 @@ def test_usage_is_metered_on_every_change_of_the_pods_and_twice_a_minute(monkeyp
     started = get_annotation(job, METERED_AT)
     run.reconcile()
     assert get_annotation(job, METERED_AT) == started
-    pass_time(monkeypatch, 31)
-    run.reconcile()
+    pass_time(monkeypatch, 31, run)
     assert float(get_annotation(job, SECONDS)) == pytest.approx(31, abs=5)
     job["status"] = {"active": 1, "ready": 1}
     run.reconcile()

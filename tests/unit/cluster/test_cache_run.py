@@ -160,8 +160,7 @@ def test_a_search_is_billed_until_its_pods_have_ended_but_not_for_its_wait(is_re
     job["status"] = {}
     if not is_restarted:
         run.reconcile()
-    pass_time(monkeypatch, 3 * 3600)
-    older.reconcile()
+    pass_time(monkeypatch, 3 * 3600, older)
     job["status"] = {"active": 2, "ready": 2}
     older.reconcile()
     used_s = 3600 + 60 * (not is_restarted)
@@ -188,8 +187,7 @@ def test_a_search_of_earlier_settings_keeps_to_the_budget_unless_it_is_of_anothe
     run.reconcile()
     run.reconcile()
     for seconds, is_stopped in ((3600, False), (3660, not is_other)):
-        pass_time(monkeypatch, seconds)
-        run.reconcile()
+        pass_time(monkeypatch, seconds, run)
         assert is_paused(job) is is_stopped
     assert watch.used.gpu_seconds == pytest.approx(2 * (3600 + 3660) * (not is_other), abs=10)
     assert bool(get_annotation(job, ENDED_BY)) is not is_other
