@@ -214,7 +214,7 @@ def test_the_results_equal_those_of_a_training_without_a_database(alone, cache_f
 def test_killed_processes_that_share_the_trainings_choose_the_same(alone, cache_folder, tmp_path, number):
     request(tmp_path, cache_folder)
     processes = [start(tmp_path, cache_folder) for _ in range(3)]
-    reader = StudyReader(f"sqlite:///{tmp_path}/studies.db", "toy/confirmation")
+    reader = StudyReader(f"sqlite:///{tmp_path}/studies.db", "s/confirmation")
     for victim in range(3):
         num_epochs = sum(map(len, reader.curves().values()))
         wait_until(
