@@ -61,18 +61,15 @@ def write_everything(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("umask")
-def test_only_the_owner_can_read_what_is_created_whatever_the_umask(tmp_path):
-    tmp_path.chmod(0o755)
+@pytest.mark.parametrize(
+    ("mode", "of_folders", "of_files"),
+    [(0o755, 0o700, 0o600), (0o2775, 0o2770, 0o660)],  # the other passes on its group, as a volume with fsGroup
+)
+def test_only_the_owner_or_the_group_passed_on_can_read_what_is_created(tmp_path, mode, of_folders, of_files):
+    tmp_path.chmod(mode)
     write_everything(tmp_path)
-    assert modes(tmp_path) == {("folder", 0o700), ("file", 0o600)}
-    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755  # it was there
-
-
-@pytest.mark.usefixtures("umask")
-def test_a_folder_that_passes_on_its_group_shares_all_that_is_created_in_it(tmp_path):
-    tmp_path.chmod(0o2775)  # as a volume in Kubernetes with fsGroup
-    write_everything(tmp_path)
-    assert modes(tmp_path) == {("folder", 0o2770), ("file", 0o660)}
+    assert modes(tmp_path) == {("folder", of_folders), ("file", of_files)}
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == mode  # it was there
 
 
 SHARE = """

@@ -1,14 +1,10 @@
 """Small synthetic splits: a zone is as bright as its score, so that a model learns them at once."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
 from csi_job.cache.dataset import SplitData
 from csi_job.trial.memory import fitting_sizes
-
-MakeSplit = Callable[..., SplitData]
 
 
 @pytest.fixture(autouse=True)

@@ -143,7 +143,9 @@ class Model:
         yield (DELETED if state is None else state.contents), state
 
     def _migrate(self, state: State, _op: Operation) -> Iterator[Outcome]:
-        finished = [(n, trial.x, trial.value) for n, trial in enumerate((state or _NONE).trials) if _is_finished(trial)]
+        finished = [
+            (n, trial.x, trial.value) for n, trial in enumerate((state or _NONE).trials) if trial.state in FINISHED
+        ]
         yield (DELETED if state is None else tuple(finished)), state
 
     # Of one that a client has opened
@@ -257,10 +259,6 @@ class Model:
 
 
 _NONE = Study("", 0, ())
-
-
-def _is_finished(trial: Trial) -> bool:
-    return trial.state in FINISHED
 
 
 def _same(state: State, uid: str) -> Study | None:
