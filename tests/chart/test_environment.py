@@ -3,6 +3,8 @@
 import os
 import re
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,7 +152,7 @@ def test_the_dashboard_listens_on_the_pods_family(tmp_path, address, family):
         "POD_IP": address,
         "CSI_JOB_STORAGE__URL": "s",
         "PYTHONPATH": str(tmp_path),
-        "PATH": os.environ["PATH"],
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # a machine may have a python3 alone
     }
     result = subprocess.run(
         ["sh", "-c", start], check=True, env=environment, capture_output=True, text=True, timeout=60
