@@ -47,6 +47,33 @@ def listed(folder: Path) -> list[Path]:
         return []
 
 
+def exists(path: Path) -> bool:
+    """Return whether something has this path; raise OSError where that is unknown, as `Path` did before Python 3.14."""
+    return bool(_mode(path))
+
+
+def is_file(path: Path) -> bool:
+    """Return whether this is a regular file, or a link to one; raise like `exists`."""
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether this is a folder, or a link to one; raise like `exists`."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def _mode(path: Path) -> int:
+    """Return the mode of what has this path, 0 if nothing has."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last of a null character
+        return 0
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return 0
+
+
 def real_path(path: Path) -> Path:
     """Return the absolute path without links; unlike `Path.resolve` before Python 3.13, of a link to itself too."""
     return Path(os.path.realpath(path))
@@ -54,15 +81,15 @@ def real_path(path: Path) -> Path:
 
 def make_folder(path: Path) -> Path:
     """Create a folder and its missing parents, each flushed in its parent, and return it."""
-    if path.is_dir():
+    if is_folder(path):
         return path
-    if not path.parent.exists():
+    if not exists(path.parent):
         make_folder(path.parent)
     mode = _mode_in(path.parent, 0o700)
     try:
         path.mkdir(mode)
     except FileExistsError:  # by another process just now, or not a folder
-        if not path.is_dir():
+        if not is_folder(path):
             raise
     else:
         _set_mode(path, mode)
@@ -152,7 +179,7 @@ def write_file(path: Path, content: str | bytes) -> Path:
         return path
     with explain_os_errors(f"{path.name} cannot be written", path.parent, hint="choose another folder"):
         target = _target(path)
-        is_new = not target.exists()
+        is_new = not exists(target)
         make_folder(target.parent)
         try:
             write_atomic(target, content)
@@ -168,11 +195,11 @@ def check_free(*paths: Path, force: bool) -> None:
     for path in paths:
         if path == STREAM:
             continue
-        if path.is_dir():
+        if is_folder(path):
             raise ConfigurationError("a folder is in the way of the file", got=str(path), hint="choose another name")
-        if (path.exists() and not path.is_file()) or _target(path).is_symlink():
+        if (exists(path) and not is_file(path)) or _target(path).is_symlink():
             raise ConfigurationError("not a regular file", got=str(path), hint="choose another name, or - for a stream")
-        if path.exists() and not force:
+        if exists(path) and not force:
             hint = "choose another name, or use --force"
             raise ConfigurationError("the file already exists", got=str(path), hint=hint)
 

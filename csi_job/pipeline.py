@@ -12,6 +12,7 @@ from csi_job.cache.key import existing_cache
 from csi_job.config import LoadedSettings, Settings, load_settings
 from csi_job.errors import ConfigurationError
 from csi_job.evaluation.run import EvaluationRun, run_evaluation
+from csi_job.files import is_file
 from csi_job.final_model.export import is_same_model, publish, read_valid_card, record_test_metrics
 from csi_job.final_model.hyperparams import read_hyperparams
 from csi_job.final_model.train import FinalModel
@@ -220,7 +221,7 @@ def run_evaluate(
         model = folder.path / model.name
     else:
         folder = latest
-    if baseline_path is None and compare and folder.baseline_model.is_file():
+    if baseline_path is None and compare and is_file(folder.baseline_model):
         # The one trained with the model; for a model without a card, the one beside it.
         is_own = not card or (read_valid_card(folder.baseline_model) or {}).get("request") == card["request"]
         baseline_path = folder.baseline_model if is_own else None

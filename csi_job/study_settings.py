@@ -5,6 +5,7 @@ from typing import Any
 from csi_job.cache.settings import NODE_ONLY
 from csi_job.config import Settings
 from csi_job.errors import ConfigurationError
+from csi_job.files import exists
 from csi_job.storage.storage import open_storage
 from csi_job.storage.url import database_address
 from csi_job.study.definition import Definition, check_same, without_data
@@ -59,7 +60,7 @@ def check_results(settings: Settings, record: StudyRecord | None) -> None:
     try:
         results_owner(settings.folder, settings.study.name, record.uid if record else "", database)
     except ConfigurationError:
-        if record is None and not (database.is_sqlite and not database.path.exists()):
+        if record is None and not (database.is_sqlite and not exists(database.path)):
             open_storage(settings.storage, settings.work, create=False).close()  # what is wrong with it comes first
         raise
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from csi_job.errors import ConfigurationError, ModelFileError, NoStudyError
+from csi_job.files import is_file
 
 CONFIRMATION: Final = "/confirmation"
 """What the study that confirms another adds to its name; no study of a user has a slash there."""
@@ -161,7 +162,7 @@ class WorkFolder:
 def model_file(folder: WorkFolder, path: Path | None) -> Path:
     """Return the model file that is named, by default the final model; raise `ModelFileError` if it is missing."""
     model = path or folder.latest.optimized_model
-    if not model.is_file():
+    if not is_file(model):
         hint = "name one with --model-path, or train one: csi-job train-optimized"
         raise ModelFileError("there is no such model file", got=str(model), hint=hint)
     return model

@@ -37,7 +37,7 @@ from csi_job.cache.problems import problems_listed, write_problems
 from csi_job.cache.settings import CacheSettings
 from csi_job.cache.slot_arrays import SlotArrays
 from csi_job.errors import ConfigurationError, DataError, Problem, advice, kind_of
-from csi_job.files import digest_file, flush_folder, locked, locked_if_free, make_folder, write_atomic
+from csi_job.files import digest_file, exists, flush_folder, locked, locked_if_free, make_folder, write_atomic
 from csi_job.logs import progress
 from csi_job.machine import num_cores
 from csi_job.radiographs.identity import pseudonym
@@ -140,7 +140,7 @@ def _name_other_size(root: Path, image_size_px: int) -> None:
 
 
 def _is_finished(source: Source, root: Path) -> bool:
-    return bool(source.key) and (root / source.key).exists()
+    return bool(source.key) and exists(root / source.key)
 
 
 def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSettings, work: Path) -> Source:
@@ -156,7 +156,7 @@ def _build(source: Source, radiographs: RadiographsSettings, cache: CacheSetting
     corrupt: dict[int, Problem] = {}
     while not _is_finished(source, root):
         with locked(lock, waiting):
-            if not partial.exists() and source.index.is_complete():  # another process may have finished just now
+            if not exists(partial) and source.index.is_complete():  # another process may have finished just now
                 source = digest_images(source, radiographs, cache, work)
                 if _is_finished(source, root):
                     break
@@ -236,7 +236,7 @@ def _remove_abandoned(root: Path) -> None:
     for folder in root.glob(".*.partial"):
         key = folder.name.removeprefix(".").removesuffix(".partial")
         with locked_if_free(root / f".{key}.lock") as held:  # without the lock, its build may be running
-            paths = [path for path in _partial_paths(root, key) if path.exists()]
+            paths = [path for path in _partial_paths(root, key) if exists(path)]
             changed = max((path.stat().st_mtime for path in paths), default=math.inf) if held else math.inf
             if time.time() - changed > _ABANDONED_S:
                 _remove_partial(*_partial_paths(root, key))
@@ -249,7 +249,7 @@ def _remove_partial(folder: Path, done_flags: Path) -> None:
 
 def _open_arrays(partial: Path, done_flags: Path, split_N: np.ndarray, side_px: int) -> SlotArrays:
     """Create or open the unfinished arrays; if there is no room for new ones, leave nothing behind."""
-    is_new = not partial.exists()
+    is_new = not exists(partial)
     make_folder(partial)
     try:
         return SlotArrays(partial, done_flags, split_N, side_px)

@@ -19,7 +19,7 @@ from csi_job.cache.manifest import FORMAT_VERSION, CacheInfo, finished_folders, 
 from csi_job.cache.problems import problems_listed
 from csi_job.cache.settings import NODE_ONLY, CacheSettings
 from csi_job.errors import ConfigurationError, DataError, Problem
-from csi_job.files import digest_json, locked, read_json, real_path, write_atomic
+from csi_job.files import digest_json, exists, is_folder, locked, read_json, real_path, write_atomic
 from csi_job.radiographs.identity import load_key
 from csi_job.radiographs.read import EARLIER_READERS, READER_VERSION, find_images
 from csi_job.radiographs.settings import RadiographsSettings
@@ -96,7 +96,7 @@ def digest_images(
     digests = source.index.read_all()
     key = _content_key(source.table, digests, radiographs, cache, READER_VERSION)
     earlier = (_content_key(source.table, digests, radiographs, cache, reader) for reader in EARLIER_READERS)
-    if study_key not in ("", key) and WorkFolder(work).cache(study_key).is_dir() and study_key in earlier:
+    if study_key not in ("", key) and is_folder(WorkFolder(work).cache(study_key)) and study_key in earlier:
         logger.info("using the study's cache %s, which an earlier version of csi-job decoded", study_key)
         key = study_key
     return replace(source, digests=digests, key=key)
@@ -113,19 +113,19 @@ def find_cache(radiographs: RadiographsSettings, cache: CacheSettings, work: Pat
         ConfigurationError: only half of the data is named, or none and several caches match.
     """
     root = WorkFolder(work).caches
-    if not root.is_dir():
+    if not is_folder(root):
         return None
     named = [path for path in (radiographs.labels, radiographs.images) if path is not None]
     if not named:
         return _sole_matching_cache(root, radiographs, cache)
-    if len(named) == 1 or any(path.exists() for path in named):
+    if len(named) == 1 or any(exists(path) for path in named):
         with problems_listed(work):
             source = find_source(radiographs, cache, work)
             key: str | None = digest_images(source, radiographs, cache, work, study_key).key
     else:
         key = (read_json(root / _KEYS_FILE) or {}).get(_settings_digest(radiographs, cache))
     folder = WorkFolder(work).cache(key) if isinstance(key, str) and key else None
-    return folder if folder is not None and folder.is_dir() else None
+    return folder if folder is not None and is_folder(folder) else None
 
 
 def record_key_for_settings(root: Path, radiographs: RadiographsSettings, cache: CacheSettings, key: str) -> None:
@@ -211,7 +211,7 @@ def existing_cache(radiographs: RadiographsSettings, cache: CacheSettings, work:
         ConfigurationError: there is none, or several match and none is named.
     """
     named = WorkFolder(work).cache(named_key) if named_key and radiographs.labels is None else None
-    if named is not None and named.is_dir():
+    if named is not None and is_folder(named):
         info, given = load_info(named), cache.model_fields_set & {"image_size_px", "normalisation"}
         if all(getattr(info, name) == getattr(cache, name) for name in given):
             return named

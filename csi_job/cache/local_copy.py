@@ -10,7 +10,7 @@ from typing import Final
 
 from csi_job.cache.manifest import CacheInfo, changed_file, images_file
 from csi_job.errors import CsiJobError, DataError
-from csi_job.files import locked, make_folder, replacing
+from csi_job.files import is_file, locked, make_folder, replacing
 from csi_job.logs import announced
 
 COPIED: Final = tuple(map(images_file, ("train", "validation")))
@@ -50,7 +50,7 @@ def _copy_arrays(folder: Path, place: Path, info: CacheInfo, limit_gib: float) -
         raise CsiJobError("the folder belongs to another user", got=str(place.parent))
     with locked(place / "lock", "another process is copying the cache to this node; waiting for it"):
         # A file gets its name when it is complete.
-        copied = {path.name: path.stat().st_size for path in place.iterdir() if path.is_file()}
+        copied = {path.name: path.stat().st_size for path in place.iterdir() if is_file(path)}
         missing = [name for name, size in sizes.items() if copied.get(name) != size]
         if sum(sizes[name] for name in missing) > shutil.disk_usage(place).free:
             raise CsiJobError("too little space is left", got=str(place))

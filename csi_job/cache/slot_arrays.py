@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 
 from csi_job.cache.manifest import images_file
-from csi_job.files import lock_range, open_private, replacing, unlock_ranges
+from csi_job.files import exists, lock_range, open_private, replacing, unlock_ranges
 from csi_job.radiographs.grey import doubt_about
 from csi_job.radiographs.split import SPLITS
 
@@ -189,7 +189,7 @@ class SlotArrays:
         num_slots = int((self._split_N == split).sum())
         header = _header(num_slots, self._side_px)
         length = len(header) + num_slots * self._num_bytes
-        if not path.exists() or path.stat().st_size != length:
+        if not exists(path) or path.stat().st_size != length:
             self.claim_all()
             self._done_N[self._split_N == split] = 0
             _write_at(self._done_flags, self._done_N.tobytes(), 0)

@@ -9,6 +9,7 @@ from typing import Any
 from csi_job.cache.settings import CacheSettings
 from csi_job.config import Settings
 from csi_job.errors import ConfigurationError
+from csi_job.files import exists, is_file, is_folder
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.study.settings import check_objective
 from csi_job.tracking.settings import wandb_mode
@@ -38,7 +39,7 @@ def check_call(settings: Settings, shown: Collection[str], given: Mapping[str, A
     if "tracking.wandb_project" in shown and settings.tracking.wandb_project is not None:
         wandb_mode(settings.tracking)
     pretrained = settings.trial.pretrained
-    if "trial.pretrained" in shown and pretrained not in ("none", "imagenet") and not Path(pretrained).is_file():
+    if "trial.pretrained" in shown and pretrained not in ("none", "imagenet") and not is_file(Path(pretrained)):
         message = "trial.pretrained: no such weights file"
         raise ConfigurationError(message, got=pretrained, allowed="none, imagenet, or the path to a file")
     if "radiographs.labels" in shown:
@@ -64,14 +65,14 @@ def check_arguments(folder: WorkFolder, given: Mapping[str, Any]) -> None:
         model_file(folder, baseline)
     if (model_arch := given.get("model_arch")) is not None:
         check_architecture(model_arch)
-    if (hyperparams := given.get("hyperparams")) is not None and not hyperparams.is_file():
+    if (hyperparams := given.get("hyperparams")) is not None and not is_file(hyperparams):
         from csi_job.final_model.hyperparams import read_hyperparams
 
         read_hyperparams(hyperparams, default_study="", default_max_epochs=1)
-    if (output := given.get("output")) is not None and not output.absolute().parent.is_dir():
+    if (output := given.get("output")) is not None and not is_folder(output.absolute().parent):
         raise ConfigurationError("the folder of --output does not exist", got=str(output.parent))
     images = given.get("images") or ()
-    if images and not any(path.exists() for path in images):
+    if images and not any(exists(path) for path in images):
         named = ", ".join(str(path) for path in images[:3])
         raise ConfigurationError("none of the images exists", got=named, hint="name image files or folders")
 
@@ -84,7 +85,7 @@ def check_data(radiographs: RadiographsSettings, cache: CacheSettings, folder: W
         if not has_cache:
             raise no_cache(folder)
         return
-    if has_cache and labels and images and not labels.exists() and not images.exists():
+    if has_cache and labels and images and not exists(labels) and not exists(images):
         from csi_job.cache.key import find_cache
 
         if find_cache(radiographs, cache, folder.root):  # as in pods that only train

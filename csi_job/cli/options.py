@@ -18,7 +18,7 @@ from pydantic import BaseModel, SecretStr
 from csi_job.cli import START_UP_OBJECTS
 from csi_job.cli.checks import check_call
 from csi_job.config import LoadedSettings, Settings, load_settings
-from csi_job.files import read_json
+from csi_job.files import exists, read_json
 from csi_job.logs import is_interactive, set_up_logging
 from csi_job.settings import help_of
 from csi_job.work_folder import no_database
@@ -130,7 +130,7 @@ def with_settings(
                 loaded = load_settings({**waits, **flags}, config, flag_names=names)
             if check:
                 check_call(loaded.settings, shown, given)
-            if needs_database and loaded.settings.storage.url is None and not loaded.settings.folder.database.exists():
+            if needs_database and loaded.settings.storage.url is None and not exists(loaded.settings.folder.database):
                 raise no_database(loaded.settings.folder.database)
             record = study(loaded, given) if study else None
             if gc.get_threshold()[0] == START_UP_OBJECTS:

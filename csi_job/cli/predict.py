@@ -11,7 +11,7 @@ import click
 from csi_job.cli.options import PathType, with_settings
 from csi_job.config import LoadedSettings
 from csi_job.errors import ConfigurationError, explain_os_errors
-from csi_job.files import real_path, replacing_unlocked
+from csi_job.files import exists, is_file, real_path, replacing_unlocked
 from csi_job.logs import announced
 
 FORM = ("image_size_px", "normalisation")  # what a model card says of the images
@@ -74,12 +74,12 @@ def predict(
 @contextlib.contextmanager
 def _open(output: Path | None) -> Iterator[TextIO]:
     """Open a file that gets its name when it is complete, or what is no file: a device, a pipe, standard output."""
-    if output is None or (output.exists() and not output.is_file()):
+    if output is None or (exists(output) and not is_file(output)):
         with click.open_file(str(output or "-"), "w", encoding="utf-8") as stream:
             yield cast("TextIO", stream)
         return
     target = real_path(output)
     with replacing_unlocked(target) as temporary, temporary.open("w", encoding="utf-8") as file:
-        if target.exists():
+        if exists(target):
             shutil.copymode(target, temporary)
         yield file

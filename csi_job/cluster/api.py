@@ -21,7 +21,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.stream import stream
 
 from csi_job.errors import ClusterError
-from csi_job.files import digest_json
+from csi_job.files import digest_json, is_file
 
 Object = dict[str, Any]  # as in YAML
 Write = Callable[[bytes], object]
@@ -100,7 +100,7 @@ class Cluster:
     def __init__(self, namespace: str | None = None) -> None:
         """Connect from within a pod or by the kubeconfig; to its namespace by default."""
         try:
-            load: Any = config.load_incluster_config if NAMESPACE_FILE.is_file() else config.load_kube_config
+            load: Any = config.load_incluster_config if is_file(NAMESPACE_FILE) else config.load_kube_config
             load()
         except (config.ConfigException, OSError) as error:
             raise ClusterError(
@@ -296,7 +296,7 @@ def _of_answer(error: ApiException) -> ClusterError:
     kind = {NOT_FOUND: NotFoundError, CONFLICT: AlreadyExistsError}.get(status, ClusterError)
     if status == UNAUTHORIZED or (status == FORBIDDEN and NO_PERMISSION.search(message)):
         kind = NotAllowedError
-    hint = "log in again" if status == UNAUTHORIZED and not NAMESPACE_FILE.is_file() else ""  # a pod can't
+    hint = "log in again" if status == UNAUTHORIZED and not is_file(NAMESPACE_FILE) else ""  # a pod can't
     return kind(f"the API server rejected the request: {message}", hint=hint)
 
 
@@ -344,7 +344,7 @@ def _frames(socket: Any) -> Iterator[tuple[int, bytes]]:
 
 
 def _default_namespace() -> str:
-    if NAMESPACE_FILE.is_file():
+    if is_file(NAMESPACE_FILE):
         return NAMESPACE_FILE.read_text(encoding="utf-8").strip()
     try:
         contexts: Any = config.list_kube_config_contexts

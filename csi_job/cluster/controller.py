@@ -23,6 +23,7 @@ from csi_job.cluster.stages import CONTROLLER, STAGES, Release, is_paused, job_r
 from csi_job.cluster.study_watch import StudyWatch, summarize
 from csi_job.config import Settings
 from csi_job.errors import ClusterError, CsiJobError, StageFailedError, StopRequestedError
+from csi_job.files import exists
 from csi_job.logs import RepeatedWarnings
 from csi_job.study.settings import check_objective
 
@@ -295,5 +296,5 @@ def _stage_step(cluster: Cluster, options: ControllerOptions, watch: StudyWatch,
 
 def write_termination_message(outcome: str, path: Path = TERMINATION_LOG) -> None:
     """Write the outcome where `kubectl describe` shows it, if this is a pod."""
-    if path.exists():
+    if exists(path):
         path.write_text(outcome, encoding="utf-8")

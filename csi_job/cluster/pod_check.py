@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from csi_job.cluster.api import NAMESPACE_FILE, Cluster
 from csi_job.config import LoadedSettings, Settings
 from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, DataError, StorageUnavailableError
+from csi_job.files import exists, is_file, is_folder
 from csi_job.html.format import plural
 from csi_job.storage.attributes import fingerprint_of
 from csi_job.storage.storage import StudyStorage, open_storage
@@ -67,7 +68,7 @@ def check_pod(settings: Settings, required: Requirements, wait_s: float = 0.0) -
     )
     yield from run_checks(checks, problems)
     password = settings.storage.password_file
-    if password is not None and not password.is_file():  # already reported
+    if password is not None and not is_file(password):  # already reported
         raise combined_error(problems)
     try:
         num_workers = required.num_pods * num_workers_per_pod(settings, required)
@@ -123,7 +124,7 @@ def check_work(work: Path) -> str:
 
 def check_shared_memory(shm: Path, smallest: int = MIN_SHM_BYTES) -> str:
     """Check the size of the shared memory."""
-    if not shm.is_dir():
+    if not is_folder(shm):
         return "shared memory: none on this system"
     state = os.statvfs(shm)
     size = state.f_blocks * state.f_frsize
@@ -153,7 +154,7 @@ def check_secrets(settings: Settings, required: Requirements) -> str:
         ("the Weights & Biases API key", settings.tracking.wandb_api_key_file, required.wandb_secret, "wandb"),
     )
     for what, file, secret, section in files:
-        if file is not None and not file.is_file():
+        if file is not None and not is_file(file):
             name, _, key = (secret or f"in {section}.existingSecret/in {section}.secretKey").partition("/")
             hint = f"check that the Secret {name} exists and has the key {key}"
             hint += f" ({section}.secretKey)" if secret else ""
@@ -204,14 +205,14 @@ def _check_volume_is_shared(storage: StudyStorage, settings: Settings) -> None:
     except ConfigurationError:  # not created yet
         return
     key = fingerprint_of(study.user_attrs).get("cache", "")
-    if key and not settings.folder.cache(key).is_dir():
+    if key and not is_folder(settings.folder.cache(key)):
         message = f"the work folder {settings.work} is not shared: it lacks the study's cache {key}"
         raise ConfigurationError(message, hint="let all pods mount the same claim, ReadWriteMany on several nodes")
 
 
 def _visible_nodes() -> list[dict[str, Any]] | None:
     """Return the nodes, None if this process may not list them: a stage's pod has no token."""
-    if IN_A_POD in os.environ and not NAMESPACE_FILE.exists():
+    if IN_A_POD in os.environ and not exists(NAMESPACE_FILE):
         return None
     try:
         return Cluster().find("Node")

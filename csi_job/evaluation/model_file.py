@@ -22,6 +22,7 @@ from torch import nn
 from csi_job.cache.settings import CacheSettings
 from csi_job.errors import ConfigurationError, ModelFileError, explain_os_errors
 from csi_job.evaluation.csi import FloatArray
+from csi_job.files import is_file
 from csi_job.trial.inference import Precision, choose_precision, predict_logits
 from csi_job.trial.model import model_to_load
 from csi_job.trial.pretrained import as_ours, find_weights, refuse_without_weights
@@ -78,7 +79,7 @@ def load_model(
     """
     if not path.name.lower().endswith(SUFFIXES):
         raise ModelFileError("unknown type of model file", got=path.name, allowed=SUFFIXES)
-    if not path.is_file():
+    if not is_file(path):
         hint = "run `csi-job train-optimized` first, or name another file"
         raise ModelFileError("there is no such model file", got=str(path), hint=hint)
     with explain_os_errors("the model file cannot be read", path, kind=ModelFileError):
@@ -159,7 +160,7 @@ def _read_pth(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
 def _card_beside(path: Path, digest: str) -> Mapping[str, Any]:
     """Return the card `<stem>.json` if it holds the digest of the weights that were read."""
     card_file = path.with_suffix(".json")
-    if not card_file.is_file():
+    if not is_file(card_file):
         return {}
     card = _parse_card(card_file.read_text(encoding="utf-8", errors="replace"), card_file)
     try:

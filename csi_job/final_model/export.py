@@ -23,7 +23,7 @@ from torch import Tensor
 from csi_job.errors import explain_os_errors
 from csi_job.evaluation.evaluate import Evaluation
 from csi_job.evaluation.model_file import FORMAT
-from csi_job.files import digest_file, json_text, locked, make_folder, read_json, replacing, write_atomic
+from csi_job.files import digest_file, is_file, json_text, locked, make_folder, read_json, replacing, write_atomic
 from csi_job.final_model.card import card_html, card_markdown, card_metrics
 from csi_job.final_model.hyperparams import rename_old_keys
 from csi_job.html.links import page_links
@@ -69,7 +69,7 @@ def read_valid_card(path: Path) -> dict[str, Any] | None:
         unchanged = all(digest_file(path.with_name(name)) == entry["sha256"] for name, entry in files.items())
     except (OSError, KeyError, TypeError, AttributeError, ValueError):  # `with_name` takes no path
         return None
-    is_valid = unchanged and path.name in files and path.with_suffix(".md").is_file()
+    is_valid = unchanged and path.name in files and is_file(path.with_suffix(".md"))
     return rename_old_keys(card) if is_valid else None
 
 

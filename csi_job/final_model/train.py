@@ -19,7 +19,7 @@ from csi_job.evaluation.evaluate import evaluate_model
 from csi_job.evaluation.model_file import LoadedModel
 from csi_job.evaluation.run import OTHER_DATA
 from csi_job.evaluation.settings import EvaluationSettings
-from csi_job.files import digest_json, locked, make_folder
+from csi_job.files import digest_json, is_file, locked, make_folder
 from csi_job.final_model.candidates import CandidateResult, find_candidates, write_optimized_params
 from csi_job.final_model.card import FORMAT, CardContext, build_card
 from csi_job.final_model.confirmation import Confirmation, results_of
@@ -198,7 +198,7 @@ class FinalTraining:
         """Return the models if exactly this was completed and its files are intact."""
         for folder in (self.folder, self.work.latest):  # version 0.1 wrote only the latter
             card, baseline_card = (read_valid_card(path) for path in (folder.optimized_model, folder.baseline_model))
-            if card is None or not self.params_file.is_file():
+            if card is None or not is_file(self.params_file):
                 continue
             if not is_same_uid(card.get(STUDY_UID), self.uid):  # of a deleted study of the same name
                 continue
@@ -225,7 +225,7 @@ class FinalTraining:
         counted = f"{fmt.plural(len(candidates), 'candidate')} and the baseline over {fmt.plural(num_seeds, 'seed')}"
         with progress(f"confirming {counted}", self.confirmation.num_epochs, "epochs") as advance:
             winner = replace(self.confirmation, trainer=trainer).train_here(reasons, advance)
-        if not (self.file.is_confirmed and self.params_file.is_file()):  # it lists the candidates it was chosen from
+        if not (self.file.is_confirmed and is_file(self.params_file)):  # it lists the candidates it was chosen from
             write_optimized_params(winner, self.file.study, self.cache.info.key, self.params_file, self.record)
         baseline_card = None
         if winner.baseline.reason:  # an earlier one belongs to another request

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from csi_job.files import is_file
 from csi_job.work_folder import ModelFolder
 
 
@@ -30,5 +31,5 @@ def page_links(folder: ModelFolder, study: str, page: Path, *, soon: Collection[
     return [
         Link(title, quote(os.path.relpath(path, page.parent)), path == page)
         for title, path in pages.items()
-        if path == page or path in soon or path.is_file()
+        if path == page or path in soon or is_file(path)
     ]

@@ -10,7 +10,7 @@ import numpy as np
 
 import csi_job
 from csi_job.errors import ConfigurationError, DataError, explain_os_errors
-from csi_job.files import csv_text, json_text, locked, read_json, write_atomic
+from csi_job.files import csv_text, exists, json_text, locked, read_json, write_atomic
 from csi_job.logs import progress
 from csi_job.phantoms.drawing import Body, draw_chest
 from csi_job.phantoms.files import write_film
@@ -49,8 +49,8 @@ def write_phantoms(folder: Path, num_images: int, seed: int, *, side_px: tuple[i
     recipe = {"version": csi_job.__version__, "num_images": num_images, "seed": seed, "side_px": list(side_px)}
     with explain_os_errors("the phantoms cannot be written", folder, kind=DataError, hint="choose another folder"):
         images = folder / "images"
-        is_drawn = (folder / RECIPE).exists() or any(images.glob("phantom-*"))  # earlier versions kept no recipe
-        if (folder / "labels.csv").exists() and not is_drawn:
+        is_drawn = exists(folder / RECIPE) or any(images.glob("phantom-*"))  # earlier versions kept no recipe
+        if exists(folder / "labels.csv") and not is_drawn:
             message = "the folder has a label table that is not of phantoms"
             raise ConfigurationError(message, got=str(folder), hint="choose another folder")
         images.mkdir(parents=True, exist_ok=True)

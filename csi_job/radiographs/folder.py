@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from csi_job.errors import DataError
+from csi_job.files import is_file, is_folder
 from csi_job.radiographs.content import NUM_MAGIC_BYTES, why_skipped
 from csi_job.radiographs.spreadsheet import NumericNames, plain_id
 
@@ -133,7 +134,7 @@ class ImageFolder:
             return "a broken link"
         if not target.is_relative_to(self._root):
             return _LEAVING
-        return link if target.is_file() else "not a file"
+        return link if is_file(target) else "not a file"
 
 
 def _list_folder(folder: Path) -> _Listing:
@@ -177,7 +178,7 @@ def expand_folders(paths: Iterable[Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in paths:
-        if not path.is_dir():
+        if not is_folder(path):
             files += [] if is_of_system(path.name) else [path]
             continue
         found = find_images_below(path)
@@ -239,7 +240,7 @@ def _why_no_image(path: Path) -> str:
     if path.name.casefold() == "dicomdir":
         return "DICOM index"
     try:
-        if not path.is_file():
+        if not is_file(path):
             return "not a regular file"
         with path.open("rb") as file:
             return why_skipped(file.read(NUM_MAGIC_BYTES))

@@ -6,7 +6,7 @@ import secrets
 from pathlib import Path
 
 from csi_job.errors import DataError, explain_os_errors
-from csi_job.files import flush_folder, write_atomic
+from csi_job.files import exists, flush_folder, write_atomic
 
 PSEUDONYM_LENGTH = 12
 _KEY_BYTES = 32
@@ -25,7 +25,7 @@ def load_key(path: Path) -> bytes:
         DataError: the file cannot be read or written, or does not hold a key.
     """
     with explain_os_errors("the pseudonym key cannot be stored", path, kind=DataError):
-        if not path.exists():
+        if not exists(path):
             _write_once(path, secrets.token_bytes(_KEY_BYTES))
         key = path.read_bytes()
     if len(key) != _KEY_BYTES:

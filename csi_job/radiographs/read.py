@@ -11,6 +11,7 @@ from textwrap import shorten
 import numpy as np
 
 from csi_job.errors import DataError, Problem, explain_os_errors
+from csi_job.files import exists, is_file
 from csi_job.radiographs.content import GZIP_MAGIC, NUM_MAGIC_BYTES, explain_refusal, is_dicom, is_nifti, is_picture
 from csi_job.radiographs.folder import MISSING, ImageFolder
 from csi_job.radiographs.spreadsheet import is_scientific
@@ -115,9 +116,9 @@ def read_content(path: Path) -> bytes:
     """Return the content of an image file; raise `DataError` if it is empty, too large, no file or unreadable."""
     try:
         with explain_os_errors("the image cannot be read", kind=DataError):
-            if not path.is_file():  # reading a pipe or device could block
+            if not is_file(path):  # reading a pipe or device could block
                 missing = "the image is a broken link" if path.is_symlink() else "the image does not exist"
-                raise DataError("the image is not a file" if path.exists() else missing)
+                raise DataError("the image is not a file" if exists(path) else missing)
             num_bytes = path.stat().st_size
             if num_bytes > MAX_FILE_BYTES:
                 raise DataError(f"the image file has {num_bytes} bytes", allowed=f"up to {MAX_FILE_BYTES}")

@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 
 from csi_job.errors import DataError, Problem, explain_os_errors
+from csi_job.files import exists, is_file
 from csi_job.radiographs.content import NO_TABLES, decoded_text
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.spreadsheet import (
@@ -369,8 +370,8 @@ def _read_text(path: Path) -> str:
     """Return the file's text; raise `DataError` if it cannot be read, is too large, or of another kind."""
     try:
         with explain_os_errors("the label table cannot be read", path, kind=DataError):
-            if not path.is_file():
-                what = "the label table is not a file" if path.exists() else "the label table does not exist"
+            if not is_file(path):
+                what = "the label table is not a file" if exists(path) else "the label table does not exist"
                 raise DataError(what, got=str(path))
             num_bytes = path.stat().st_size
             if num_bytes > MAX_TABLE_BYTES:

@@ -9,7 +9,7 @@ from typing import Any
 
 from csi_job.cache.manifest import CacheInfo, load_info
 from csi_job.errors import DataError
-from csi_job.files import read_json
+from csi_job.files import is_file, read_json
 from csi_job.final_model.hyperparams import rename_old_keys
 from csi_job.report.study_view import StudyView
 from csi_job.storage.attributes import STUDY_UID, is_same_uid, uid_of
@@ -45,7 +45,7 @@ def load_results(view: StudyView, work: Path) -> Results:
     key, uid = view.fingerprint.get("cache"), uid_of(view.attributes)
     folder = WorkFolder(work)
     models = folder.final(view.name)
-    if not models.optimized_model.with_suffix(".json").is_file():  # version 0.1 wrote only the latest
+    if not is_file(models.optimized_model.with_suffix(".json")):  # version 0.1 wrote only the latest
         models = folder.latest
     card = _read(models.optimized_model.with_suffix(".json"))
     trained_on = key if card is None else card["data"]["cache"]  # on more data than the search, perhaps

@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from csi_job.errors import ConfigurationError, explain_os_errors
-from csi_job.files import make_folder, open_private, real_path
+from csi_job.files import exists, is_file, make_folder, open_private, real_path
 from csi_job.storage.settings import StorageSettings
 from csi_job.work_folder import WorkFolder, no_database
 
@@ -143,8 +143,8 @@ def check_sqlite_file(path: Path, *, create: bool) -> None:
         ConfigurationError: the file is missing, no file, or on a network file system, or it cannot be created.
     """
     check_file_system(path)
-    if path.exists():  # asked first, since another process may be about to create it
-        if path.is_file():
+    if exists(path):  # asked first, since another process may be about to create it
+        if is_file(path):
             return
         # SQLite would wait for the lock of a device forever.
         raise ConfigurationError("the database is not a file", got=str(path), hint="name another in storage.url")

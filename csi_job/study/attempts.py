@@ -13,7 +13,7 @@ from pathlib import Path
 from optuna import Study
 
 from csi_job.errors import ResourceError, explain_os_errors
-from csi_job.files import listed
+from csi_job.files import is_file, listed
 from csi_job.work_folder import WorkFolder
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def keep_newest_checkpoint(folder: Path, epoch: int) -> None:
     Checkpoints of a later attempt belong to a worker that has taken the trial over.
     """
     newest = folder / f"epoch-{epoch:04d}.pt"
-    if newest.is_file():
+    if is_file(newest):
         with suppress(OSError, ResourceError):  # what cannot be listed or removed is left
             for path in (each for attempt in _own_attempts(folder.parent, _uid_of(folder)) for each in listed(attempt)):
                 if path != newest and _number_of(path.parent) <= _number_of(folder):

@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from csi_job.errors import ConfigurationError
-from csi_job.files import STREAM, write_csv, write_file
+from csi_job.files import STREAM, exists, is_folder, write_csv, write_file
 from csi_job.logs import announced
 from csi_job.storage import attributes as stored
 
@@ -34,9 +34,9 @@ def export_files(dest: Path, study_name: str) -> list[Path]:
     if dest == STREAM:
         message = "an export goes to files, not to standard output"
         raise ConfigurationError(message, got=str(dest), allowed="a folder, or a file that ends in .csv or .json")
-    if dest.suffix.lower() in WRITERS and not dest.is_dir():
+    if dest.suffix.lower() in WRITERS and not is_folder(dest):
         return [dest]
-    if dest.exists() and not dest.is_dir():
+    if exists(dest) and not is_folder(dest):
         raise ConfigurationError("an export needs a folder, or a file that ends in .csv or .json", got=str(dest))
     stem = study_name.replace("/", "_").replace("\\", "_")  # other programs allow any name
     return [dest / f"{stem}_trials{suffix}" for suffix in WRITERS]
@@ -50,7 +50,7 @@ def write_export(study: optuna.Study, files: Sequence[Path]) -> int:
     trials = study.get_trials(deepcopy=False)
     with announced(f"exporting {len(trials)} trials"):
         contents = [WRITERS[file.suffix.lower()](study, trials) for file in files]
-    new = [file for file in files if not file.exists()]
+    new = [file for file in files if not exists(file)]
     try:
         for file, content in zip(files, contents, strict=True):
             write_file(file, content)

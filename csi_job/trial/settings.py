@@ -5,7 +5,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from csi_job.files import digest_file
+from csi_job.files import digest_file, is_file
 from csi_job.settings import Section
 
 SPEED_ONLY: Final = {"device", "cuda_graphs", "compile", "stall_s"}
@@ -74,6 +74,6 @@ class TrialSettings(Section):
         """Return the settings that decide a training's result as JSON-able values, a weights file by its digest."""
         settings = self.model_dump(mode="json", exclude=SPEED_ONLY)
         weights = Path(self.pretrained)
-        if self.is_weights_file and weights.is_file():
+        if self.is_weights_file and is_file(weights):
             settings["pretrained"] = digest_file(weights)
         return settings

@@ -18,6 +18,18 @@ from csi_job import files
 from csi_job.errors import ConfigurationError, CsiJobError
 
 
+def test_a_path_that_cannot_be_looked_at_is_not_said_to_be_missing(tmp_path):
+    file, loop = tmp_path / "file", tmp_path / "loop"
+    file.touch()
+    loop.symlink_to(loop)
+    found = {path: (files.exists(path), files.is_file(path), files.is_folder(path)) for path in (file, tmp_path)}
+    assert found == {file: (True, True, False), tmp_path: (True, False, True)}
+    for ask in (files.exists, files.is_file, files.is_folder):
+        assert not any(map(ask, (tmp_path / "none", file / "below", loop, tmp_path / "\0")))
+        with pytest.raises(OSError, match="too long"):
+            ask(tmp_path / ("x" * 300))
+
+
 def test_a_write_is_atomic(tmp_path):
     path = tmp_path / "file"
     files.write_atomic(path, "old")
