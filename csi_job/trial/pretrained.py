@@ -4,6 +4,7 @@ import logging
 import re
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,9 @@ def as_ours(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[
 
 def _as_stem(source: Tensor, target: Tensor | None) -> Tensor:
     """Sum a first convolution over RGB if the target takes grey, which stands for three equal channels."""
-    if target is not None and source.ndim == target.ndim == 4 and (source.shape[1], target.shape[1]) == (3, 1):  # noqa: PLR2004
-        return source.sum(dim=1, keepdim=True)
+    if target is not None and target.ndim == 4 and source.shape == (len(target), 3, *target.shape[2:]):  # noqa: PLR2004
+        with suppress(RuntimeError):  # of numbers without a sum, such as float8; they do not fit then
+            return source.sum(dim=1, keepdim=True)
     return source
 
 
@@ -137,7 +139,11 @@ def _copy(source: Mapping[str, Tensor], model: nn.Module, arch: str, what: str) 
         message = f"trial.pretrained: {what} does not match {arch}: {len(matching)} of {len(target)} keys match"
         hint = f"first missing key: {missing[0]}; restrict space.model_arch to the architecture of the weights"
         raise ConfigurationError(message, hint=hint)
-    model.load_state_dict(target | matching)
+    try:
+        model.load_state_dict(target | matching)
+    except RuntimeError:
+        message = f"trial.pretrained: {what} holds tensors that are no plain numbers, such as quantized or sparse ones"
+        raise ConfigurationError(message, hint="save a state dict of a model in float32") from None
 
 
 def _first_line(error: BaseException) -> str:

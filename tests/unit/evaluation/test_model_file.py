@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from csi_job.errors import ModelFileError
+from csi_job.errors import ConfigurationError, ModelFileError
 from csi_job.evaluation.model_file import FORMAT, load_model, predict_probabilities
 from csi_job.files import digest_file
 from csi_job.trial.model import build_model
@@ -186,6 +186,21 @@ def test_shapes_that_differ_are_rejected(tmp_path, model_file):
     card = json.dumps(FORM)
     save_file(state, tmp_path / "m.safetensors", {"format": FORMAT, "card": card})
     assert "shapes differ" in refused(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("stem", ["expanded", "float8"])
+def test_a_first_convolution_that_cannot_be_summed_is_rejected(tmp_path, stem):
+    state = build_model("Custom_1").state_dict()
+    name = next(name for name, tensor in state.items() if tensor.ndim == 4)
+    colour = state[name].expand(-1, 3, -1, -1)
+    forms = {
+        "expanded": lambda: torch.zeros(1).expand(10**6, 3, 10**4, 10**4),  # 4 bytes in the file
+        "float8": lambda: colour.to(torch.float8_e4m3fn),
+    }
+    torch.save(state | {name: forms[stem]()}, tmp_path / "m.pth")
+    assert "shapes differ" in refused(tmp_path / "m.pth", **FORM)
+    with pytest.raises(ConfigurationError, match="31 of 32 keys match"):
+        build_model("Custom_1", str(tmp_path / "m.pth"))
 
 
 @pytest.mark.parametrize(

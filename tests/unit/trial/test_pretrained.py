@@ -138,6 +138,13 @@ def test_files_other_than_weights_are_rejected_in_one_line_and_never_executed(tm
     assert not written.exists()
 
 
+def test_sparse_weights_are_rejected_in_one_line(tmp_path):
+    state = {name: tensor.to_sparse() for name, tensor in build_model("Custom_1").state_dict().items()}
+    torch.save(state, tmp_path / "sparse.pth")
+    with pytest.raises(ConfigurationError, match="quantized or sparse"):
+        build_model("Custom_1", str(tmp_path / "sparse.pth"))
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_empty_files_and_pointers_are_called_so(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
