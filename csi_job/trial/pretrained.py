@@ -1,12 +1,14 @@
 """Weights from elsewhere: initial ones, torchvision's own for ImageNet or a file, and the forms they are stored in."""
 
 import logging
+import math
 import re
 import socket
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors.torch import load_file
@@ -21,6 +23,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")  # keys
 # Modules that networks are commonly wrapped in: by PyTorch (DataParallel, compile) and by training scripts.
 PREFIX = re.compile(r"^(?:(?:module|_orig_mod|model|ema_model|net|network|student|backbone|encoder|densenet121)\.)+")
 AVERAGED = "n_averaged"  # PyTorch's AveragedModel counts beside the weights
+_ZIP_MAGIC = b"PK\3\4"  # of what torch.save writes
 _MAX_NESTING, _MAX_NESTED = 4, 16  # of dictionaries in a checkpoint, and in each of them
 # DenseNet weights of 2017, including CheXNet's, number layers with dots, which module names no longer may have.
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
@@ -67,13 +70,24 @@ def find_weights(content: Any, max_nesting: int = _MAX_NESTING) -> dict[str, Ten
 
 
 def refuse_without_weights(path: Path, what: str, kind: type[CsiJobError]) -> None:
-    """Refuse what a copy may leave instead of a file of weights, which the error calls `what`."""
+    """Refuse what a copy may leave instead of a file of weights, which the error calls `what`, and a zip bomb."""
     with path.open("rb") as file:
         start = file.read(len(GIT_LFS_MAGIC))
+        if start.startswith(_ZIP_MAGIC) and _inflated_bytes(file) > path.stat().st_size:
+            hint = "save it with torch.save, which does not compress"
+            raise kind(f"{what} is damaged, or a compressed archive", got=str(path), hint=hint)
     if not start:
         raise kind(f"{what} is empty", got=str(path), hint="copy or train it again")
     if start == GIT_LFS_MAGIC:
         raise kind(f"{what} is a Git LFS pointer", got=str(path), hint="run `git lfs pull`")
+
+
+def _inflated_bytes(archive: IO[bytes]) -> float:
+    """Return how many bytes a zip archive unpacks to; infinity if that is not clear, as PyTorch may yet read it."""
+    try:
+        return sum(entry.file_size for entry in zipfile.ZipFile(archive).infolist())
+    except Exception:  # noqa: BLE001 - damaged content raises nearly anything
+        return math.inf
 
 
 def as_ours(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 import json
 import pickle
 import re
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -137,6 +138,16 @@ def test_empty_files_and_pointers_are_called_so(tmp_path, suffix):
     for content, words in ((b"", "is empty"), (b"version https://git-lfs.github.com/spec/v1\n", "`git lfs pull`")):
         path.write_bytes(content)
         assert words in refused(path, **FORM)
+
+
+def test_a_zip_bomb_is_rejected_before_it_expands(tmp_path):
+    torch.save({"weight": torch.zeros(10**6)}, tmp_path / "plain.pth")
+    with ZipFile(tmp_path / "plain.pth") as plain, ZipFile(tmp_path / "bomb.pth", "w", ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert "is damaged, or a compressed archive" in refused(tmp_path / "bomb.pth", **FORM)
+    with pytest.raises(ConfigurationError, match=r"trial\.pretrained.* a compressed archive"):
+        build_model("Custom_1", str(tmp_path / "bomb.pth"))
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, "archive"])
