@@ -205,7 +205,7 @@ def _settle_syntax(dataset: Dataset) -> StreamHeader | None:
     with suppress(NotImplementedError):  # unknown to pydicom
         if get_decoder(meta.TransferSyntaxUID).is_available:
             return header
-    what = f"pixels of transfer syntax {meta.TransferSyntaxUID.name} cannot be decoded"
+    what = f"pixels of transfer syntax {_shown(meta.TransferSyntaxUID.name)} cannot be decoded"
     raise DataError(what, hint="convert the file to Explicit VR Little Endian")
 
 

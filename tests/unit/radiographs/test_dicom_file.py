@@ -39,6 +39,7 @@ from tests.unit.radiographs.conftest import encode, put, square, stretched
 from tests.unit.radiographs.test_dicom import ALL_LEVELS, MAX_SIDE_PX, read
 
 SAMPLES, ROWS, STORED = b"\x28\0\x02\0", b"\x28\0\x10\0", b"\x28\0\x01\x01"  # tags of 16-bit numbers
+PRIVATE_SYNTAX = b"1.2.840.113619.5.2\0\0"
 LOSSLESS = ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"]
 
 
@@ -321,8 +322,16 @@ def test_errors_about_damaged_files_do_not_name_the_patient(tmp_path, stored_HW)
     assert "JANE" not in str(caught.value)
 
 
+def test_a_transfer_syntax_that_runs_into_the_patients_name_does_not_show_it(stored_HW):
+    content = encoded(dataset_of(stored_HW, PatientName="DOE^JANE")).replace(b"1.2.840.10008.1.2.1\0", PRIVATE_SYNTAX)
+    start, end = content.index(PRIVATE_SYNTAX), content.index(b"DOE^JANE") + 8
+    damaged = content[: start - 2] + (end - start).to_bytes(2, "little") + content[start:]
+    with pytest.raises(DataError, match=r"of transfer syntax \(damaged\) cannot be decoded"):
+        read(damaged)
+
+
 def test_a_transfer_syntax_that_nothing_decodes_is_named(stored_HW):
-    content = encoded(dataset_of(stored_HW)).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.113619.5.2\0\0")
+    content = encoded(dataset_of(stored_HW)).replace(b"1.2.840.10008.1.2.1\0", PRIVATE_SYNTAX)
     with pytest.raises(DataError, match=r"of transfer syntax 1.2.840.113619.5.2 cannot be decoded; convert the file"):
         read(content)
 
