@@ -2,8 +2,8 @@
 
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 
 _INVISIBLE = {"Cf", "Zs"}  # Unicode's format characters, such as zero-width spaces, and spaces
 _LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
@@ -14,6 +14,7 @@ _NOT_GIVEN = (  # by spreadsheets, databases and pandas
     r"[-._*/\u2013\u2014]+|#?n/[adv]\.?|<na>|#n[adv](?: n/a)?|[#(<]?(?:null|nil|none|missing|blank)[!)>]?|#[\w/]+[!?]"
     r"|-?nan|-?1\.#\w+|\\n"
 )
+_BETWEEN_WORDS = re.compile(r"[\s._-]+")
 _MISSING = re.compile(_NOT_GIVEN, re.IGNORECASE)
 _UNKNOWN = re.compile(rf"{_NOT_GIVEN}|-\d+|9{{1,3}}|n\.?[adv]\.?|nat|unk\.?|k\. ?a\.", re.IGNORECASE)
 EXACT_DIGITS = 15  # a spreadsheet keeps this many, and puts zeros after them
@@ -39,6 +40,33 @@ def plain_id(identifier: str) -> str:
     text = unicodedata.normalize("NFKC", identifier).casefold()
     seen = (character for character in text if unicodedata.category(character) not in _INVISIBLE)
     return _LEADING_ZEROS.sub("", "".join(seen))
+
+
+def bare_name(name: str) -> str:
+    """Return a column's name in lower case without what may stand between its words."""
+    return _BETWEEN_WORDS.sub("", name.casefold())
+
+
+def hides_rows(cells: Sequence[str], separator: str, places: Sequence[int], is_score: Callable[[str], bool]) -> bool:
+    """Return whether a cell goes from a quote in one row to a quote in another, whose scores show what they are."""
+    for place, cell in enumerate(cells):
+        if len(lines := cell.splitlines()) > 1:
+            rows = [*cells[:place], *lines[0].split(separator)], [*lines[-1].split(separator), *cells[place + 1 :]]
+            if all(len(row) == len(cells) and all(is_score(row[at]) for at in places) for row in rows):
+                return True
+    return False
+
+
+def merged_numbers(identifiers: Iterable[str]) -> set[str]:
+    """Return the numbers that occur several times and lost digits, so that each may stand for several."""
+    counts = Counter(identifiers)
+    long = [identifier for identifier in counts if identifier.isdecimal() and len(identifier) > EXACT_DIGITS]
+    all_cut = all(map(lost_digits, long))  # by chance, one in ten ends with a zero
+    return {
+        identifier
+        for identifier, count in counts.items()
+        if count > 1 and (is_scientific(identifier) or (all_cut and lost_digits(identifier)))
+    }
 
 
 def marks_missing(cell: str) -> bool:

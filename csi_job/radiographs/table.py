@@ -21,12 +21,13 @@ from csi_job.files import exists, is_file
 from csi_job.radiographs.content import NO_TABLES, decoded_text
 from csi_job.radiographs.settings import RadiographsSettings
 from csi_job.radiographs.spreadsheet import (
-    EXACT_DIGITS,
+    bare_name,
     clean_id,
-    is_scientific,
+    hides_rows,
     lost_digits,
     marks_missing,
     may_mean_unknown,
+    merged_numbers,
     plain_id,
 )
 from csi_job.radiographs.zones import UNKNOWN, ZONES
@@ -43,7 +44,6 @@ _SCORE = re.compile(r"([0-4])(?:[.,]0*)?")  # `2`, `2.0`, and `2,0` as European 
 _NUM_WORDS_NAMED = 10
 _SHORTENED = "a spreadsheet dropped digits of this number: import the column as text"
 _CONTROLS = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, surrogates, line and paragraph separators
-_BETWEEN_WORDS = re.compile(r"[\s._-]+")
 _LIKE_PATIENTS = re.compile(
     r"\s*(?:(?:pat(?:ient(?:en)?)?\.?|subject|person)[-_ ]*(?:id|no|nr|number|key|uid|name)?|pid|mrn)\.?\s*",
     re.IGNORECASE,
@@ -127,10 +127,13 @@ def _read_columns(lines: "_Lines", unknown_values: tuple[str, ...]) -> LabelTabl
     has_patients = PATIENT_COLUMN in lines.columns
     names = (FILE_COLUMN, PATIENT_COLUMN if has_patients else FILE_COLUMN, *ZONES)
     wanted = itemgetter(*(lines.columns[name] for name in names))
-    numbers, picked = [], []
+    numbers, picked, last = [], [], 0
     for number, cells in lines:
         if len(cells) != lines.num_columns and lines.is_ragged(cells):
             return None
+        if number - last > 1 and _hides_rows(cells, lines, unknown_values):
+            return None
+        last = number
         numbers.append(number)
         picked.append(wanted(cells))
     columns = list(zip(*picked, strict=True)) or [()] * len(names)
@@ -174,14 +177,7 @@ def _merged_patients(rows: Sequence[tuple[int, str, str]]) -> list[Problem]:
 
     `rows` are the number, FileID and PatientID of each.
     """
-    counts = Counter(patient_id for _, _, patient_id in rows)
-    long = [patient_id for patient_id in counts if patient_id.isdecimal() and len(patient_id) > EXACT_DIGITS]
-    all_cut = all(map(lost_digits, long))  # by chance, one in ten ends with a zero
-    merged = {
-        patient_id
-        for patient_id, count in counts.items()
-        if count > 1 and (is_scientific(patient_id) or (all_cut and lost_digits(patient_id)))
-    }
+    merged = merged_numbers(patient_id for _, _, patient_id in rows)
     return [
         Problem(f"{_SHORTENED}, which may merge patients", row=number, column=PATIENT_COLUMN, file_id=file_id)
         for number, file_id, patient_id in rows
@@ -258,11 +254,18 @@ class _Lines:
         return None
 
 
+def _hides_rows(cells: Sequence[str], lines: _Lines, unknown_values: tuple[str, ...]) -> bool:
+    places = [lines.columns[zone] for zone in ZONES]
+    return hides_rows(cells, lines.separator, places, lambda cell: _read_score(cell, unknown_values) is not None)
+
+
 def _row_problems(number: int, cells: Sequence[str], lines: _Lines, unknown_values: tuple[str, ...]) -> list[Problem]:
     if lines.is_ragged(cells):
         what = f"{_counted(len(cells), 'cell')}, the header has {lines.num_columns}"
         hint = f"; quote cells that contain '{_separator_name(lines.separator)}'" * (len(cells) > lines.num_columns)
         return [Problem(what + hint, row=number)]
+    if _hides_rows(cells, lines, unknown_values):
+        return [Problem("a cell that begins with a quote goes on over several rows; remove the quote", row=number)]
     file_id = clean_id(cells[lines.columns[FILE_COLUMN]])
     named = "".join(character if character.isprintable() else "?" for character in file_id)
     found = {FILE_COLUMN: _id_problem(file_id)}
@@ -323,10 +326,10 @@ def _find_columns(cells: Sequence[str], separator: str) -> dict[str, int]:
     Where none is missing, `Patient ID` is no known column: a table that was read without it keeps its split.
     """
     names = (*REQUIRED_COLUMNS, PATIENT_COLUMN)
-    exact, joined = [cell.strip().casefold() for cell in cells], list(map(_joined, cells))
+    exact, bare = [cell.strip().casefold() for cell in cells], list(map(bare_name, cells))
     words = {name: (exact, name.casefold()) for name in names if name.casefold() in exact}
     if not words.keys() >= {*REQUIRED_COLUMNS}:
-        words |= {name: (joined, _joined(name)) for name in names if name not in words and _joined(name) in joined}
+        words |= {name: (bare, bare_name(name)) for name in names if name not in words and bare_name(name) in bare}
     known = {name: header.index(word) for name, (header, word) in words.items()}
     missing = [name for name in REQUIRED_COLUMNS if name not in known]
     if len(missing) == len(REQUIRED_COLUMNS):
@@ -357,13 +360,8 @@ def _header_merit(header: str, separator: str, *, spaced: bool = True) -> tuple[
         cells = next(csv.reader([header], delimiter=separator, skipinitialspace=spaced and separator != " "), [])
     except csv.Error:
         return (0, False, 0)
-    names = {*map(_joined, cells)}
-    return (len(names & {*map(_joined, REQUIRED_COLUMNS)}), _joined(PATIENT_COLUMN) in names, len(cells))
-
-
-def _joined(name: str) -> str:
-    """Return a column's name in lower case without what may stand between its words."""
-    return _BETWEEN_WORDS.sub("", name.casefold())
+    names = {*map(bare_name, cells)}
+    return (len(names & {*map(bare_name, REQUIRED_COLUMNS)}), bare_name(PATIENT_COLUMN) in names, len(cells))
 
 
 def _read_text(path: Path) -> str:

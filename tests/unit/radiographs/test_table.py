@@ -223,6 +223,21 @@ def test_a_column_that_may_name_the_patients_is_noticed(tmp_path, name, like):
     assert (table.has_patients, table.like_patients) == (False, like)
 
 
+@pytest.mark.parametrize("place", [1, 5, 8])
+@pytest.mark.parametrize("num_between", [0, 2])
+def test_a_quote_that_swallows_rows_is_refused(tmp_path, place, num_between):
+    names = ("a", *"bc"[:num_between], "d")
+    comments = ('"blurred', *["fine"] * num_between, 'by 2"')
+    table = [(*HEADER[:place], "comment", *HEADER[place:])]
+    for name, comment in zip(names, comments, strict=True):
+        row = (name, *ROW[1:])
+        table.append((*row[:place], comment, *row[place:]))
+    assert "goes on over several rows" in refusal(tmp_path, lines(*table)).render(identities=False)
+    report = '"blurred, rotated, 2, 2, 2, 2, 2\n0, 1, 2, 3, 0, 1, 2, 3, by 2"'  # of one row
+    table[1:] = [(*ROW[:place], report, *ROW[place:])]
+    assert len(read(tmp_path, lines(*table, separator=","))) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
