@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, Literal, TextIO
 
 from csi_job.errors import ConfigurationError, explain_os_errors
 
@@ -32,7 +32,11 @@ STREAM: Final = Path("-")
 STALE_S: Final = 3600.0
 """Age from which on no process is still writing a temporary file."""
 _POLL_S = 0.2
-_FORMULA: Final = re.compile(r"\t|\s*[=+\-@]")
+_SIGN: Final = r"[=+\-@\uff1d\uff0b\uff0d\uff20]"  # of a formula, in full width too
+_FORMULA: Final = re.compile(rf"\t|\s*{_SIGN}")
+_LATER_FORMULA: Final = {  # by separator: after another, at which a spreadsheet set up for it splits the line
+    separator: re.compile(rf'((?!^)[{others}]["\s]*)(?={_SIGN})') for separator, others in ((",", ";\t"), (";", ",\t"))
+}
 _NO_FLUSHING: Final = (errno.EACCES, errno.EPERM, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -217,20 +221,25 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def write_csv(
-    stream: TextIO, header: Sequence[str], rows: Iterable[Sequence[object]], *, delimiter: str = ",", end: str = "\n"
+    stream: TextIO,
+    header: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    delimiter: Literal[",", ";"] = ",",
+    end: str = "\n",
 ) -> None:
     """Write a table as CSV, each row as it comes; open the stream with `newline=""`.
 
-    Text that a spreadsheet would evaluate gets a leading apostrophe; numbers stay numbers. Every cell is one line.
+    Text that a spreadsheet would evaluate gets an apostrophe; numbers stay numbers. Every cell is one line.
     """
-    cells = (map(_cell, row) for row in chain([header], rows))
+    cells = ([_cell(value, delimiter) for value in row] for row in chain([header], rows))
     csv.writer(stream, delimiter=delimiter, lineterminator=end).writerows(cells)
 
 
-def _cell(value: object) -> object:
+def _cell(value: object, delimiter: str) -> object:
     if not isinstance(value, str):
         return value
-    text = " ".join(value.splitlines())
+    text = _LATER_FORMULA[delimiter].sub(r"\1'", " ".join(value.splitlines()))
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 

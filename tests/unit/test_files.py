@@ -159,7 +159,7 @@ def test_only_a_file_system_that_flushes_no_folder_may_leave_one_unflushed(numbe
 
 
 def test_text_that_a_spreadsheet_would_evaluate_gets_an_apostrophe_and_numbers_stay_numbers():
-    formulas = ["=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", " =1", "-", "-1_0", "+x"]
+    formulas = ["=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", " =1", "-", "-1_0", "+x", "\uff1d1"]
     others = ["-12", "+1.5", "-.5", "-1e-5", -0.5, 7, "a=1", "'=1", ""]
     text = files.csv_text(["=name"], [formulas, others, ["\r=1", "a\r\n=1"]])
     assert list(csv.reader(io.StringIO(text, newline=""), delimiter=";")) == [
@@ -168,6 +168,13 @@ def test_text_that_a_spreadsheet_would_evaluate_gets_an_apostrophe_and_numbers_s
         [str(cell) for cell in others],
         ["' =1", "a =1"],
     ]
+
+
+def test_no_formula_appears_where_a_spreadsheet_splits_at_another_separator():
+    text = io.StringIO()
+    files.write_csv(text, ["name", "json"], [['a;"=1+1', "[1, -0.5]"]])
+    assert list(csv.reader(io.StringIO(text.getvalue()))) == [["name", "json"], ["a;\"'=1+1", "[1, -0.5]"]]
+    assert files.csv_text(["a,=1", "b;=1", "c\t@x", "d, e"], []) == "a,'=1;\"b;=1\";c\t'@x;d, e\n"
 
 
 def test_replacing_shows_the_new_content_only_at_the_end_and_nothing_of_a_failure(tmp_path):
