@@ -218,6 +218,7 @@ def test_a_first_convolution_that_cannot_be_summed_is_rejected(tmp_path, stem):
     ("card", "message"),
     [
         ({"architecture": "ResNet5000"}, "ResNet5000"),
+        ({"architecture": "\x1b]0;title\x07\x9b2J"}, "got '?]0;title??2J'"),  # commands for the terminal
         ({"architecture": "resnet18"}, "do not fit resnet18"),
         ({"image_size_px": 1}, "is not allowed"),
         ({"image_size_px": "big"}, "is not allowed"),
