@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -45,9 +46,10 @@ def _copy_arrays(folder: Path, place: Path, info: CacheInfo, limit_gib: float) -
     gib = sum(sizes.values()) / 2**30
     if gib > limit_gib:
         raise CsiJobError("a copy is too large", got=f"{gib:.1f} GiB", allowed=f"cache.local_copy_gib, {limit_gib:g}")
+    shared = make_folder(place.parent).lstat()
+    if shared.st_uid != os.getuid() or not stat.S_ISDIR(shared.st_mode):  # others may write in the temporary folder
+        raise CsiJobError("the folder belongs to another user, or is a link", got=str(place.parent))
     make_folder(place)
-    if place.parent.stat().st_uid != os.getuid():
-        raise CsiJobError("the folder belongs to another user", got=str(place.parent))
     with locked(place / "lock", "another process is copying the cache to this node; waiting for it"):
         # A file gets its name when it is complete.
         copied = {path.name: path.stat().st_size for path in place.iterdir() if is_file(path)}

@@ -49,6 +49,12 @@ def another_users(node: Path, monkeypatch: pytest.MonkeyPatch) -> float:
     return 1.0
 
 
+def another_users_link(node: Path, _monkeypatch: pytest.MonkeyPatch) -> float:
+    (node / "private").mkdir()
+    (node / f"csi-job-{os.getuid()}").symlink_to("private")
+    return 1.0
+
+
 def not_a_folder(node: Path, _monkeypatch: pytest.MonkeyPatch) -> float:
     (node / f"csi-job-{os.getuid()}").touch()
     return 1.0
@@ -69,8 +75,9 @@ def test_a_signal_while_copying_is_no_reason_to_train_without_a_copy(built, monk
     [
         (too_small, "a copy is too large, got '0.0 GiB'; allowed: cache.local_copy_gib, 1e-09"),
         (full, "too little space is left, got '"),
-        (another_users, "the folder belongs to another user, got '"),
-        (not_a_folder, "Not a directory"),
+        (another_users, "the folder belongs to another user, or is a link, got '"),
+        (another_users_link, "the folder belongs to another user, or is a link, got '"),
+        (not_a_folder, "File exists"),
     ],
 )
 def test_where_no_copy_can_be_made_training_reads_the_cache_and_says_why(
