@@ -152,7 +152,9 @@ class Cache:
             is_copied = self.local_copy_gib and images_file(name) in COPIED
             folder = self._copied_to if is_copied else self.folder
             images_NHW = np.load(folder / images_file(name), mmap_mode="c")
-        except (OSError, ValueError, EOFError):
+        except DataError:
+            raise
+        except Exception:  # noqa: BLE001 - a damaged header makes NumPy raise nearly anything
             raise DataError(damaged, got=str(self.folder)) from None
         expected = (len(rows_N), side_px, side_px)
         if images_NHW.shape != expected or images_NHW.dtype != np.uint8 or len(rows_N) != self.info.num_images[name]:

@@ -67,6 +67,13 @@ def test_a_cache_of_version_0_1_0_has_the_same_splits(built, folder):
     assert Cache.open(folder).num_patients == Cache.open(built).num_patients
 
 
+def test_an_array_with_a_damaged_header_is_refused_in_one_line(folder):
+    content = (folder / "train.npy").read_bytes()
+    (folder / "train.npy").write_bytes(content.replace(b"}", b"{", 1))
+    with pytest.raises(DataError, match=r"train\.npy of the cache is damaged"):
+        _ = Cache.open(folder).train
+
+
 @pytest.mark.parametrize("change", [("image;patient", "patient;image"), ("train;", "trial;"), (";4\n", "\n")])
 def test_a_split_table_that_is_another_is_refused(folder, change):
     path = folder / "split.csv"
