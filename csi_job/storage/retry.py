@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+import json
 import logging
 import os
 import random
+import re
 import sqlite3
 import sys
 import time
@@ -154,7 +156,7 @@ def _sqlite_hint(error: BaseException) -> str:
 def reason(error: BaseException) -> str:
     """Return the driver's message in one line, without statement and parameters."""
     original = _driver_error(error)
-    words = str(original).partition("\nLINE ")[0]  # which begins an excerpt of the statement
+    words = re.split("\nLINE | with text ", str(original))[0]  # which begin an excerpt of statement or table
     return " ".join(words.split())[:300] or type(original).__name__
 
 
@@ -256,7 +258,9 @@ class RetryPolicy:
             message = f"the database's encoding lacks a character of the study's name: {reason(error)}"
             raise ConfigurationError(message, hint="choose another name, or a database with encoding UTF8") from None
         is_invalid = _sqlite_code(original) == sqlite3.SQLITE_ERROR and "syntax error" not in str(original)
-        if is_invalid or code.startswith(CHANGED_TABLES):
+        is_damaged = isinstance(original, (json.JSONDecodeError, UnicodeDecodeError))  # a value: pages have no digests
+        is_damaged |= "Could not decode to UTF-8" in str(original)
+        if is_damaged or is_invalid or code.startswith(CHANGED_TABLES):
             raise self.unusable(error, TABLES_HINT) from None
 
     def _check_rights(self, error: Exception) -> None:

@@ -1,3 +1,4 @@
+import json
 import sqlite3
 import threading
 from functools import partial
@@ -226,6 +227,17 @@ def test_a_damaged_sqlite_file_is_to_be_restored(tmp_path, call):
     path.write_bytes(b"no database" * 500)
     with pytest.raises(CsiJobError, match=r"not a database; .* restore them from a backup"):
         call(lambda: sqlite3.connect(path).execute("CREATE TABLE a (b)"), RetryPolicy("the database", 0))
+
+
+@pytest.mark.parametrize("content", ["x'7b'", "x'ff'"])
+@pytest.mark.parametrize("call", [call_at_start, lambda operation, policy: policy.call(operation)])
+def test_a_damaged_value_is_to_be_restored_too(content, call):
+    database = sqlite3.connect(":memory:")
+    with pytest.raises(ConfigurationError, match=r"^the database cannot be used: [^{]+; .* restore them from a backup"):
+        call(
+            lambda: json.loads(database.execute(f"SELECT CAST({content} AS TEXT)").fetchone()[0]),
+            RetryPolicy("the database", 0),
+        )
 
 
 def write_read_only(path):
