@@ -249,13 +249,18 @@ def _paths(tree: Tree, prefix: str = "") -> Iterator[str]:
             yield path
 
 
-def _meant(path: str, value: object) -> str:
-    """Return what to do about an unknown setting or section: its name may be right and its section wrong."""
-    is_like_section = "." not in path and (value is None or isinstance(value, dict))
-    sections = [*Settings.model_fields] if is_like_section else []
-    for known in (sections, [name for name, _ in walk(Settings())]):
-        if near := difflib.get_close_matches(_last(path).lower(), map(_last, known), n=1, cutoff=0.75):
-            return f"did you mean {' or '.join(name for name in known if _last(name) in near)}?"
+def _meant(path: str, siblings: Sequence[str], value: object) -> str:
+    """Return what to do about an unknown setting or section: it is misspelt, or it belongs into another section."""
+    section = path.rpartition(".")[0]
+    known = [name for name, _ in walk(Settings())]
+    beside = [f"{section}.{name}".lstrip(".") for name in siblings]
+    if value is None or isinstance(value, dict):  # it is like a section
+        known += dict.fromkeys(name.rpartition(".")[0] for name in known)
+    else:
+        beside = [name for name in beside if name not in Settings.model_fields or name in known]
+    for names, num_shown in ((beside, 2), (known, 1)):
+        if near := difflib.get_close_matches(_last(path).lower(), map(_last, names), n=num_shown, cutoff=0.7):
+            return f"did you mean {' or '.join(name for name in names if _last(name) in near)}?"
     return "see `csi-job config show`"
 
 
@@ -280,9 +285,8 @@ def _one_line(error: ValidationError, origins: Mapping[str, str]) -> Configurati
         return ConfigurationError(f"unknown setting '{key}'{source}", hint=f"write it as {nested}{more}")
     if first["type"] == "extra_forbidden":
         siblings = sorted(parent.model_fields) if _is_section(parent) else list(Settings.model_fields)
-        return ConfigurationError(
-            f"unknown setting {path}{source}", allowed=siblings, hint=_meant(path, first["input"]) + more
-        )
+        hint = _meant(path, siblings, first["input"]) + more
+        return ConfigurationError(f"unknown setting {path}{source}", allowed=siblings, hint=hint)
     kind, value, hint = first["type"], first["input"], "see `csi-job config show`"
     what = PLAIN_WORDS.get(kind, first["msg"].removeprefix("Value error, ").replace("Input should", "must"))
     if kind == "model_type" and _is_section(section) and issubclass(section, Parameter):

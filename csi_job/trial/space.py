@@ -39,12 +39,9 @@ class SearchSpace(create_model("SpaceFields", __base__=Section, **_SPACE_FIELDS)
 
     @model_validator(mode="before")
     @classmethod
-    def _reject_unknown_names_and_keep_conditions(cls, given: object) -> object:
+    def _keep_conditions(cls, given: object) -> object:
         if not isinstance(given, Mapping):
             return given
-        for name in given:
-            if name not in HYPERPARAMETERS:
-                reject((str(name),), f"unknown parameter; allowed: {', '.join(HYPERPARAMETERS)}", given[name])
         return {name: _with_default_condition(name, form) for name, form in given.items()}
 
     @model_validator(mode="after")
@@ -241,7 +238,7 @@ def parents_first(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
 
 
 def _with_default_condition(name: str, form: object) -> object:
-    default = HYPERPARAMETERS[name].space.get("when")
+    default = HYPERPARAMETERS[name].space.get("when") if name in HYPERPARAMETERS else None
     if default is None:
         return form
     if isinstance(form, Parameter) and "when" not in form.model_fields_set:

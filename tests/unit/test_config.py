@@ -283,9 +283,15 @@ def test_an_unknown_key_is_rejected_with_its_siblings():
         ("study.patience: 5", "space.patience or baseline.patience"),
         ("trial.image_size: 5", "cache.image_size_px"),
         ("study: {study.num_trials: 5}", "study.num_trials"),
+        ("trial: {augmnet: {flip: 0}}", "trial.augment"),
+        ("augment: {flip: 0}", "trial.augment"),
+        ("study: {max_epoch: 5}", "study.max_epochs or study.max_epochs_total"),
+        ("final_model: {seeds: 2}", "final_model.num_seeds or final_model.seed"),
+        ("space: {learning_rat: {value: 1}}", "space.learning_rate"),
+        ("space: {batch_size: {choice: [8]}}", "space.batch_size.choices"),
     ],
 )
-def test_an_unknown_setting_is_looked_for_in_the_other_sections(tmp_path, text, meant):
+def test_an_unknown_setting_is_looked_for_beside_it_then_in_the_other_sections(tmp_path, text, meant):
     with pytest.raises(ConfigurationError, match=rf"did you mean {meant}\?"):
         load_settings({}, write(tmp_path, text), {})
 

@@ -126,7 +126,7 @@ def test_the_fingerprint_is_json_and_ignores_notation():
 @pytest.mark.parametrize(
     ("space", "place", "message"),
     [
-        ({"batchsize": {"value": 1}}, "space.batchsize", "allowed: model_arch, optimizer"),
+        ({"batchsize": {"value": 1}}, "space.batchsize", "Extra inputs"),
         ({"batch_size": {"choices": [16, 0]}}, "space.batch_size.choices", "whole number from 1"),
         ({"batch_size": {"choices": [16.5]}}, "space.batch_size.choices", "whole number"),
         ({"batch_size": {"choices": []}}, "space.batch_size.choices", "at least 1"),
