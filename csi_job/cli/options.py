@@ -287,8 +287,17 @@ def _destination(path: str) -> str:
     return path.replace(".", "__")
 
 
+def _one_file(_: click.Context, __: click.Parameter, files: tuple[Path, ...]) -> Path | None:
+    if len(files) > 1:
+        named = " and ".join(map(str, files))
+        raise click.BadParameter(f"give one file with all settings, got {named}")
+    return files[0] if files else None
+
+
 _config = click.option(
     "--config",
+    multiple=True,  # click would take the last one without a word
+    callback=_one_file,
     type=PathType(dir_okay=False),
     help="YAML settings file; `csi-job config init` writes one.",
 )

@@ -135,6 +135,7 @@ def test_a_terminal_without_a_size_is_written_to(monkeypatch):
         (["hyperopt", "--n-trials", "many"], 2, "csi-job hyperopt --help"),
         (["hyperopt", "--sampler", "magic"], 2, "'tpe', 'tpe_per_cost', 'random', 'cmaes', 'auto'"),
         (["config", "show", "--config", "none.yaml"], 2, "none.yaml"),
+        (["config", "show", "--config", "a.yaml", "--config", "b.yaml"], 2, "give one file"),
         (["study", "enqueue", "s", "learning_rate"], 2, "PARAMETER=VALUE"),
         (["study", "enqueue", "s", "patience=5", "patience=6"], 2, "given twice, got 'patience=5 patience=6'"),
         (["phantoms", "/proc/none"], 2, "/proc/none"),
