@@ -91,7 +91,7 @@ def main() -> None:
     """Run the command line; an error becomes one line on standard error and the exit code of its class."""
     gc.set_threshold(START_UP_OBJECTS, 20, 20)
     received = _receive_signals()
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    if isinstance(sys.stdout, io.TextIOWrapper) and (sys.stdout.errors == "strict" or sys.stdout.encoding != "utf-8"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale's encoding may lack a minus sign
     try:
         code = cli.main(prog_name="csi-job", standalone_mode=False)

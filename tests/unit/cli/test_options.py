@@ -6,11 +6,15 @@ import sys
 import click
 import pytest
 from click.testing import CliRunner
+from pydantic import SecretStr
 
 from csi_job.cli import COMMANDS, cli
 from csi_job.cli.options import FLAGS, next_command, section_of, with_settings
 from csi_job.config import load_settings
 from csi_job.settings import help_of
+from csi_job.storage.settings import StorageSettings
+from csi_job.storage.storage import open_storage
+from tests.support.studies import define
 
 
 def test_every_flag_names_a_setting_with_a_help_text():
@@ -175,3 +179,12 @@ def test_only_at_a_terminal_a_reading_command_waits_briefly(at_terminal, expecte
     storages = [loaded.settings.storage for loaded in seen]
     assert (storages[0].connect_s, storages[0].outage_s) == expected
     assert storages[1].connect_s == 30
+
+
+def test_a_character_that_is_not_ascii_is_escaped_in_a_table_too(tmp_path, monkeypatch):
+    storage = open_storage(StorageSettings(url=SecretStr(f"sqlite:///{tmp_path}/studies.db")), tmp_path, create=True)
+    define(storage, name="肺")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii:surrogateescape")  # as LC_ALL=C with PYTHONUTF8=0
+    result = csi_job("status", "--study-name", "肺", "--work", str(tmp_path))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "\\u80ba" in result.stdout
