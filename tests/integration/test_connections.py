@@ -155,7 +155,7 @@ def test_a_joining_worker_creates_no_tables(server, tmp_path):
 
 
 def test_a_missing_database_is_one_line(guarded, tmp_path):
-    with pytest.raises(ConfigurationError, match='"nowhere" does not exist'):
+    with pytest.raises(ConfigurationError, match='"nowhere" does not exist; correct storage'):
         open_storage(settings(guarded, database="nowhere"), tmp_path, create=True)
 
 
