@@ -1,7 +1,7 @@
 """Settings of the study."""
 
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
@@ -141,7 +141,9 @@ def check_objective(settings: StudySettings) -> None:
         return
     if settings.sampler in ONE_OBJECTIVE_SAMPLERS:
         message = "this sampler handles one objective only, so it cannot search f1-and-cost"
-        raise ConfigurationError(message, got=settings.sampler, allowed=("tpe", "random"))
+        allowed = [name for name in get_args(Sampler) if name not in ONE_OBJECTIVE_SAMPLERS]
+        raise ConfigurationError(message, got=settings.sampler, allowed=allowed)
     if settings.pruner in PAUSING:
         message = "this pruner compares one objective only, so it cannot search f1-and-cost"
-        raise ConfigurationError(message, got=settings.pruner, allowed=("median", "none"))
+        allowed = [name for name in get_args(Pruner) if name not in PAUSING]
+        raise ConfigurationError(message, got=settings.pruner, allowed=allowed)

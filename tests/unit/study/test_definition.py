@@ -106,9 +106,12 @@ def test_a_study_of_an_earlier_version_continues_and_says_once_what_is_unknown(s
     "given", [{"sampler": "cmaes"}, {"sampler": "tpe_per_cost"}, {"pruner": "asha"}, {"pruner": "hyperband"}]
 )
 def test_what_knows_one_objective_is_refused_before_the_study_is_made(storage, given):
-    with pytest.raises(ConfigurationError, match="one objective only"):
+    with pytest.raises(ConfigurationError, match="one objective only") as refused:
         define(storage, objective="f1-and-cost", **given)
     assert storage.get_all_studies() == []
+    assert str(refused.value).endswith(", auto")
+    for allowed in str(refused.value).partition("allowed: ")[2].split(", "):
+        define(storage, objective="f1-and-cost", **dict.fromkeys(given, allowed))
 
 
 def test_another_seed_is_ignored_with_a_warning(study, storage, caplog):
