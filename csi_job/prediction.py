@@ -38,6 +38,7 @@ def run_predict(
     files = expand_folders(paths)
     path = model_file(settings.folder, model_path)
     model = load_model(path, choose_device(settings.trial), precision=settings.trial.precision, **form)
+    model.warn_of_others(**form)
     radiographs, limit = settings.radiographs, model.card.get("max_image_side_px")
     if limit is not None and "max_image_side_px" not in radiographs.model_fields_set:
         try:

@@ -58,6 +58,13 @@ class LoadedModel:
         """Make the model ready."""
         self.model.to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
+    def warn_of_others(self, **given: object) -> None:
+        """Warn of each value given for the model's form that its card overrules."""
+        for name, value in given.items():
+            if value is not None and value != getattr(self, name):
+                values = {"model": self.name, "form": name, "card": getattr(self, name), "given": value}
+                logger.warning("the card of %(model)s says %(form)s %(card)s, which counts, not %(given)s", values)
+
 
 def load_model(
     path: Path,

@@ -69,6 +69,7 @@ def run_evaluation(
     form |= {"architecture": architecture, "precision": trial.precision}
     device = choose_device(trial)
     loaded = load_model(model_path, device, **form)
+    loaded.warn_of_others(architecture=architecture)
     evaluation = _evaluate(loaded, cache, settings)
     writer = _Writer(folder, str(loaded.card.get("study") or ""), [model_path.stem])
     if baseline_path is None:

@@ -45,6 +45,14 @@ def predict(loaded, paths, batch_size=4, advance=lambda _: None):
     return list(predict_images(loaded, paths, EvaluationSettings(batch_size=batch_size), RADIOGRAPHS, advance))
 
 
+def test_a_form_that_the_model_card_overrules_is_not_ignored_without_a_word(model_file, images, caplog):
+    given = {"architecture": "resnet18", "image_size_px": 64, "normalisation": "medical"}
+    run_predict(Settings(), images[:1], model_file, io.StringIO(), "csv", **given)
+    assert "says architecture Custom_1, which counts, not resnet18" in caplog.text
+    assert "says image_size_px 32, which counts, not 64" in caplog.text
+    assert "normalisation" not in caplog.text
+
+
 def test_every_format_is_predicted_in_order_and_as_if_alone(loaded, images):
     assert len({"".join(path.suffixes) for path in images}) > 2
     results = predict(loaded, images)
