@@ -159,11 +159,11 @@ class WorkFolder:
         return ModelFolder(self.root / "models")
 
 
-def model_file(folder: WorkFolder, path: Path | None) -> Path:
+def model_file(folder: WorkFolder, path: Path | None, flag: str = "--model-path") -> Path:
     """Return the model file that is named, by default the final model; raise `ModelFileError` if it is missing."""
     model = path or folder.latest.optimized_model
     if not is_file(model):
-        hint = "name one with --model-path, or train one: csi-job train-optimized"
+        hint = f"name one with {flag}, or train one: csi-job train-optimized"
         raise ModelFileError("there is no such model file", got=str(model), hint=hint)
     return model
 

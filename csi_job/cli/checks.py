@@ -62,7 +62,7 @@ def check_arguments(folder: WorkFolder, given: Mapping[str, Any]) -> None:
     if "model_path" in given:
         model_file(folder, given["model_path"])
     if (baseline := given.get("baseline")) is not None:
-        model_file(folder, baseline)
+        model_file(folder, baseline, "--baseline")
     if (model_arch := given.get("model_arch")) is not None:
         check_architecture(model_arch)
     if (hyperparams := given.get("hyperparams")) is not None and not is_file(hyperparams):

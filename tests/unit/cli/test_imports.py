@@ -105,7 +105,7 @@ NEEDED = {"status": {"optuna", "sqlalchemy"}, "train-optimized": {"optuna"}}
         (["eval"], "there is no such model file"),
         (["evaluate"], "there is no such model file"),
         (["evaluate", "--model-path", "typo.pth"], "there is no such model file, got 'typo.pth'"),
-        (["evaluate", "--model-path", "m.pth", "--baseline", "typo.pth"], "no such model file, got 'typo.pth'"),
+        (["evaluate", "--model-path", "m.pth", "--baseline", "typo.pth"], "'typo.pth'; name one with --baseline"),
         (["evaluate", "--model-path", "m.pth"], "there is no cache yet"),
         ([*PNG], "there is no such model file"),
         ([*PNG, "--model-path", "m.pth"], "none of the images exists, got 'film.png'"),
