@@ -28,7 +28,7 @@ def _open_closed_streams() -> None:
 
 def _leave_at_once(number: int, _frame: object) -> None:
     # An exception could be taken for a failed import by C code, and there is nothing to clean up yet.
-    os.write(2, b"csi-job: stopped\n")
+    os.write(2, b"csi-job: stopped; run the same command again to go on\n")
     os._exit(128 + number)
 
 

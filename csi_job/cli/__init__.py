@@ -16,6 +16,7 @@ from csi_job.errors import CsiJobError, DataError, StopRequestedError, advice
 from csi_job.signals import handled_signals
 
 SEND_AGAIN_S: Final = 0.1
+STOPPED: Final = "stopped; run the same command again to go on"
 START_UP_OBJECTS: Final = 1_000_000  # more than imports make, of which none is garbage
 # In the order of use; a command's module is imported only to run the command or show its help.
 COMMANDS = {
@@ -99,7 +100,7 @@ def main() -> None:
         click.echo(error.ctx.get_help())
         _leave("", 0)
     except click.exceptions.Abort:
-        _leave("stopped", 130)
+        _leave(STOPPED, 130)
     except click.ClickException as error:
         usage = f"; see: {error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else ""
         _leave(f"{' '.join(error.format_message().split()).rstrip('.')}{usage}", 2)
@@ -120,7 +121,7 @@ def main() -> None:
     except Exception:
         if not received:
             raise
-        _leave("stopped", 128 + received[0])  # C code, such as pydantic's, may make any error of it
+        _leave(STOPPED, 128 + received[0])  # C code, such as pydantic's, may make any error of it
     _leave("", code if isinstance(code, int) else 0)
 
 

@@ -129,6 +129,7 @@ main()
     assert result.returncode == code
     [line] = filter(None, result.stderr.splitlines())
     assert line.startswith("csi-job: stopped")
+    assert "run the same command again to " in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
