@@ -227,6 +227,8 @@ def _checked_step(parameter: Parameter, entry: Hyperparameter, low: float, high:
         whole = "whole " if entry.kind is int else ""
         reject(("step",), f"must be a {whole}number above 0, got {parameter.step!r}", parameter.step)
     num_steps = (high - low) / step
+    if math.isinf(num_steps):
+        reject(("step",), f"{step:g} is too small for a range from {low:g} to {high:g}", parameter.step)
     if abs(num_steps - round(num_steps)) > ROUNDING * max(1, num_steps):
         top = low + math.floor(num_steps) * step
         reject(("high",), f"{high:g} is not low plus a multiple of {step:g}; the nearest below is {top:g}", high)

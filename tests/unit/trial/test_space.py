@@ -142,6 +142,7 @@ def test_the_fingerprint_is_json_and_ignores_notation():
         ({"patience": {"low": 5, "high": 20, "step": 2}}, "space.patience.high", "nearest below is 19"),
         ({"patience": {"low": 5, "high": 20, "step": 0.5}}, "space.patience.step", "whole number above 0"),
         ({"patience": {"low": 5, "high": 20, "step": 0}}, "space.patience.step", "above 0"),
+        ({"unknown_weight": {"low": 0, "high": 1, "step": 1e-320}}, "space.unknown_weight.step", "is too small"),
         ({"patience": {"low": 5, "high": 20, "step": 1, "log": True}}, "space.patience.step", "exclude"),
         ({"learning_rate": {"low": 1e-2, "high": 1e-3}}, "space.learning_rate", "low 0.01 is above high 0.001"),
         ({"learning_rate": {"low": 0, "high": 1e-3}}, "space.learning_rate.low", "above 0"),
