@@ -43,13 +43,12 @@ def evaluate(loaded: LoadedSettings, model_path: Path | None, model_arch: str | 
 
 
 def _evaluate(loaded: LoadedSettings, *paths: Any, compare: bool = True) -> None:
-    from rich.console import Console
-
     with announced("loading PyTorch and Optuna"):
         from csi_job.pipeline import run_evaluate
+    from csi_job.terminal.console import console
     from csi_job.terminal.evaluation import render_run
 
     run = run_evaluate(loaded.settings, *paths, compare=compare)
-    Console().print(render_run(run))
+    console().print(render_run(run))
     for path in run.files:
         click.echo(path)

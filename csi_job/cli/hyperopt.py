@@ -43,18 +43,17 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None, *, confirm: bool, 
     none are given. After Ctrl-C or a crash, run the same command again, with --more-trials as well: at
     most one epoch is lost, or one minute of shorter ones, and nothing is added twice.
     """
-    from rich.console import Console
-
     if more_trials is not None and loaded.is_flag("study.num_trials"):
         raise ConfigurationError("--n-trials sets the total and --more-trials adds to it; give one of them")
     with announced("loading PyTorch and Optuna"):
         from csi_job.pipeline import run_hyperopt
     from csi_job.study.status import study_status
+    from csi_job.terminal.console import console
     from csi_job.terminal.status import render_status
 
     study = run_hyperopt(loaded, more_trials=more_trials, confirm=confirm, report=report)
     status = study_status(study)
-    Console().print(render_status(status))
+    console().print(render_status(status))
     if not report:
         return
     best = loaded.settings.folder.best_params(study.study_name)

@@ -93,13 +93,14 @@ def _display(
     render: Callable[[Any], RenderableType], to_json: Callable[[Any], str], *, watch: bool, as_json: bool
 ) -> Iterator[Callable[[Any], None]]:
     """Yield a function that shows a state: as a line of JSON, as a table, or in place of the state before it."""
-    from rich.console import Console
     from rich.live import Live
+
+    from csi_job.terminal.console import console
 
     if as_json:
         yield lambda state: click.echo(to_json(state))
     elif not watch:
-        yield lambda state: Console().print(render(state))
+        yield lambda state: console().print(render(state))
     else:
-        with Live(refresh_per_second=4) as live:
+        with Live(console=console(), refresh_per_second=4) as live:
             yield lambda state: live.update(render(state))

@@ -15,7 +15,7 @@ from csi_job.cli.cache import finished_caches, show_cache
 from csi_job.cli.hyperopt import STUDY
 from csi_job.cli.options import DATA, PathType, next_command, study_of_argument, text, the_study, with_settings
 from csi_job.config import LoadedSettings
-from csi_job.errors import ConfigurationError
+from csi_job.errors import CONTROLS, ConfigurationError
 from csi_job.logs import announced
 from csi_job.storage.settings import StorageSettings
 
@@ -65,7 +65,7 @@ def list_(loaded: LoadedSettings) -> None:
         state = "created by another program"
         if counts is not None:
             state = f"{counts.num_finished} of {counts.target} trials, objective {listed.objective}"
-        click.echo(f"{listed.name}: {state}")
+        click.echo(f"{listed.name.translate(CONTROLS)}: {state}")
 
 
 @study.command()
@@ -73,12 +73,11 @@ def list_(loaded: LoadedSettings) -> None:
 @with_settings("storage.url", reads_only=True, needs_database=True)
 def show(loaded: LoadedSettings, name: str) -> None:
     """Show study NAME: its search space and all its trials."""
-    from rich.console import Console
-
     from csi_job.study.studies import open_study
+    from csi_job.terminal.console import console
     from csi_job.terminal.trials import render_trials
 
-    Console().print(render_trials(open_study(loaded.settings.storage, loaded.settings.work, name)))
+    console().print(render_trials(open_study(loaded.settings.storage, loaded.settings.work, name)))
 
 
 @study.command()
@@ -222,7 +221,9 @@ def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
     if not yes:
         if sys.stdin is None or not sys.stdin.isatty():
             raise ConfigurationError("nobody can confirm this without a terminal", hint="delete the study with --yes")
-        click.confirm("Delete the study?", abort=True)
+        if not click.confirm("Delete the study?"):
+            click.echo("nothing is deleted")
+            return
     delete_study(found, loaded.settings.work)
     click.echo(f"deleted study {name}")
 

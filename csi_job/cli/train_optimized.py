@@ -35,12 +35,11 @@ def train_optimized(loaded: LoadedSettings, hyperparams: Path) -> None:
     fair comparison. Finished trainings are kept: run the same command again to resume. Run it several
     times at once, e.g. with one GPU each, and the processes share the trainings.
     """
-    from rich.console import Console
-
     with announced("loading PyTorch and Optuna"):
         from csi_job.pipeline import run_train_optimized
+    from csi_job.terminal.console import console
     from csi_job.terminal.final_model import render_final_model
 
     final = run_train_optimized(loaded.settings, hyperparams)
-    Console().print(render_final_model(final))
+    console().print(render_final_model(final))
     click.echo(f"next: {next_command(loaded, 'evaluate', '--model-path', str(final.path))}")

@@ -302,6 +302,11 @@ def test_a_deleted_study_is_gone(phantoms, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", None)  # closed, as by `<&-`
     with pytest.raises(ConfigurationError, match="nobody can confirm"):
         cli.main(["study", "delete", "csi_optimization", "--work", str(work)], standalone_mode=False)
+    leader, terminal = os.openpty()
+    os.write(leader, b"n\n")
+    with os.fdopen(leader), os.fdopen(terminal) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        cli.main(["study", "delete", "csi_optimization", "--work", str(work)], standalone_mode=False)
     assert len(trials(work)) == 1
     run(work, "study", "delete", "csi_optimization", "--yes")
     assert trials(work) == []

@@ -2,10 +2,13 @@
 
 import io
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
+
+from csi_job.terminal.console import console
 
 
 def shown(renderable: RenderableType, width: int = 100) -> str:
-    console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(renderable)
-    return console.export_text()
+    output = console()
+    output.width, output.file, output.record = width, io.StringIO(), True
+    output.print(renderable)
+    return output.export_text()
