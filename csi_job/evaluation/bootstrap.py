@@ -61,12 +61,12 @@ def exact_at_the_bounds(interval: Interval, num_patients: int, confidence: float
     """Return an interval; where every resample of a share gives 0 or 1, the exact one (Clopper-Pearson) instead.
 
     A model that makes no error on few patients makes none in any resample of them either, which says nothing about the
-    next patient; the exact interval does. Of any other metric that all resamples agree on, none is known.
+    next patient; the exact interval does. Of any other metric on which nearly all resamples agree, none is known.
     """
     if interval.low is None or interval.high is None or interval.high - interval.low > ROUNDING:
         return interval
     if not num_patients or interval.low not in (0, 1):
-        return Interval(None, None, interval.num_degenerate, "the same in every resample")
+        return Interval(None, None, interval.num_degenerate, "the same in nearly every resample")
     bound = ((1 - confidence) / 2) ** (1 / num_patients)
     low, high = (bound, 1.0) if interval.low == 1 else (0.0, 1 - bound)
     return replace(interval, low=low, high=high)
@@ -77,7 +77,7 @@ def percentile_interval(values_R: FloatArray, confidence: float, num_patients: i
     defined = values_R[~np.isnan(values_R)]
     num_degenerate = len(values_R) - len(defined)
     if num_patients < 2:  # noqa: PLR2004 - every resample of one patient is the same
-        return Interval(None, None, num_degenerate, "it rests on fewer than two patients")
+        return Interval(None, None, num_degenerate, "measured on fewer than two patients")
     if len(defined) < MIN_DEFINED * len(values_R):
         return Interval(None, None, num_degenerate, f"undefined in {num_degenerate} of {len(values_R)} resamples")
     tail = (1 - confidence) / 2

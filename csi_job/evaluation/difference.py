@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from csi_job.evaluation.bootstrap import Interval, percentile_interval, resampled
+from csi_job.evaluation.bootstrap import Interval, exact_at_the_bounds, percentile_interval, resampled
 from csi_job.evaluation.csi import NUM_SCORES, FloatArray, IntArray
 from csi_job.evaluation.measures import (
     COMPARED,
@@ -93,6 +93,8 @@ def paired_differences(
         if one is None or other is None:
             reason = why_undefined(name, model if one is None else baseline)
             interval = Interval(None, None, interval.num_degenerate, reason)
+        elif one != other:
+            interval = exact_at_the_bounds(interval, 0, settings.confidence)
         defined_R = resampled_R[~np.isnan(resampled_R)]
         gain_R = -defined_R if name in LOWER_IS_BETTER else defined_R
         share_better = None if interval.low is None else float((gain_R > 0).mean())

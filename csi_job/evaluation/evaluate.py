@@ -47,7 +47,8 @@ DEFINITIONS = {
     "counted as degenerate and left out; it covers the choice of patients, not the randomness of training; with few "
     "patients a resample may lack a rare score, whose F1 is then 0, so intervals of the macro F1 are biased low; where "
     "a share is 0 or 1 in every resample, the exact (Clopper-Pearson) interval for that many patients, for an AUROC "
-    "those of the rarer class; none where there are fewer than two of them, or all resamples agree on another value",
+    "those of the rarer class; none where there are fewer than two of them, or nearly all resamples agree on another "
+    "value",
 }
 
 

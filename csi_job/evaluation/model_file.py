@@ -63,7 +63,7 @@ class LoadedModel:
         for name, value in given.items():
             if value is not None and value != getattr(self, name):
                 values = {"model": self.name, "form": name, "card": getattr(self, name), "given": value}
-                logger.warning("the card of %(model)s says %(form)s %(card)s, which counts, not %(given)s", values)
+                logger.warning("the card of %(model)s says %(form)s %(card)s: that is used, not %(given)s", values)
 
 
 def load_model(

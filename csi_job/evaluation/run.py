@@ -69,10 +69,10 @@ def run_evaluation(
     form |= {"architecture": architecture, "precision": trial.precision}
     device = choose_device(trial)
     loaded = load_model(model_path, device, **form)
-    loaded.warn_of_others(architecture=architecture)
     evaluation = _evaluate(loaded, cache, settings)
     writer = _Writer(folder, str(loaded.card.get("study") or ""), [model_path.stem])
     if baseline_path is None:
+        loaded.warn_of_others(architecture=architecture)
         decision = decide(evaluation.to_json())
         return EvaluationRun(evaluation, None, decision, writer.write_evaluation(evaluation, decision, model_path.stem))
     baseline = _evaluate(load_model(baseline_path, device, **form), cache, settings)

@@ -45,4 +45,4 @@ def test_degenerate_resamples_are_counted_and_left_out_and_where_most_are_there_
     assert (interval.low, interval.high, interval.num_degenerate) == (1, 1, 1)
     json = percentile_interval(np.array([1.0, np.nan, np.nan]), 0.95, 5).to_json()
     assert json == {"interval": None, "num_degenerate_resamples": 2, "interval_reason": "undefined in 2 of 3 resamples"}
-    assert percentile_interval(np.ones(100), 0.95, 1).reason == "it rests on fewer than two patients"
+    assert percentile_interval(np.ones(100), 0.95, 1).reason == "measured on fewer than two patients"

@@ -80,7 +80,18 @@ def test_json_stays_valid_where_metrics_are_undefined(quick):
 def test_one_patient_is_too_few_to_compare(quick):
     one = evaluated(certain([[1] * 6, [2] * 6], patients=[0, 0]), quick)
     headline = compare_evaluations(one, one).differences["f1_macro"]
-    assert (headline.verdict, headline.interval.reason) == ("undefined", "it rests on fewer than two patients")
+    assert (headline.verdict, headline.interval.reason) == ("undefined", "measured on fewer than two patients")
+
+
+def test_a_difference_that_all_resamples_agree_on_is_not_certain(quick):
+    truth = [[0] * 6] * 30
+    found = compare_evaluations(
+        evaluated(certain(truth), quick), evaluated(certain(truth, predicted=[[1] * 6] * 30), quick)
+    ).differences
+    assert (found["f1_macro"].difference, found["f1_macro"].verdict) == (0.25, "undefined")
+    assert found["f1_macro"].interval.reason == "the same in nearly every resample"
+    same = compare_evaluations(*[evaluated(certain(truth), quick)] * 2).differences["f1_macro"]
+    assert (same.interval.low, same.interval.high) == (0, 0)
 
 
 def test_models_evaluated_on_different_images_are_rejected(quick):

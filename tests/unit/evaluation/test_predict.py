@@ -48,8 +48,8 @@ def predict(loaded, paths, batch_size=4, advance=lambda _: None):
 def test_a_form_that_the_model_card_overrules_is_not_ignored_without_a_word(model_file, images, caplog):
     given = {"architecture": "resnet18", "image_size_px": 64, "normalisation": "medical"}
     run_predict(Settings(), images[:1], model_file, io.StringIO(), "csv", **given)
-    assert "says architecture Custom_1, which counts, not resnet18" in caplog.text
-    assert "says image_size_px 32, which counts, not 64" in caplog.text
+    assert "says architecture Custom_1: that is used, not resnet18" in caplog.text
+    assert "says image_size_px 32: that is used, not 64" in caplog.text
     assert "normalisation" not in caplog.text
 
 

@@ -36,7 +36,7 @@ def test_an_evaluation_fits_eighty_columns_without_cutting_a_value():
         (np.full((4, 6), 2), "all images are of one risk class"),
         (np.full((4, 6), 4), "no image has a graded zone"),
         ([*[[0] * 6] * 2, *[[2] * 6] * 4], "of 200 resamples"),
-        ([[0] * 6, *[[2] * 6] * 5], "it rests on fewer than two patients"),
+        ([[0] * 6, *[[2] * 6] * 5], "measured on fewer than two patients"),
     ],
 )
 def test_undefined_metrics_are_shown_with_their_reason(zones, reason):
