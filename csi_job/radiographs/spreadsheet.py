@@ -14,6 +14,7 @@ _NOT_GIVEN = (  # by spreadsheets, databases and pandas
     r"[-._*/\u2013\u2014]+|#?n/[adv]\.?|<na>|#n[adv](?: n/a)?|[#(<]?(?:null|nil|none|missing|blank)[!)>]?|#[\w/]+[!?]"
     r"|-?nan|-?1\.#\w+|\\n"
 )
+_FEW_SCORES = 3  # no text has as many in the places of zones by chance
 _BETWEEN_WORDS = re.compile(r"[\s._-]+")
 _MISSING = re.compile(_NOT_GIVEN, re.IGNORECASE)
 _UNKNOWN = re.compile(rf"{_NOT_GIVEN}|-\d+|9{{1,3}}|n\.?[adv]\.?|nat|unk\.?|k\. ?a\.", re.IGNORECASE)
@@ -48,12 +49,15 @@ def bare_name(name: str) -> str:
 
 
 def hides_rows(cells: Sequence[str], separator: str, places: Sequence[int], is_score: Callable[[str], bool]) -> bool:
-    """Return whether a cell goes from a quote in one row to a quote in another, whose scores show what they are."""
+    """Return whether a cell goes from a quote in one row to a quote in another: the scores in it show what they are."""
     for place, cell in enumerate(cells):
         if len(lines := cell.splitlines()) > 1:
-            rows = [*cells[:place], *lines[0].split(separator)], [*lines[-1].split(separator), *cells[place + 1 :]]
-            if all(len(row) == len(cells) and all(is_score(row[at]) for at in places) for row in rows):
-                return True
+            first, *middle, last = (line.split(separator) for line in lines)
+            begun, after = [*cells[:place], *first][-len(cells) :], [at for at in places if at > place]
+            ended, before = [*last, *cells[place + 1 :]], [at for at in places if at < place]
+            for row, quoted in ((begun, after), (ended, before), *((row, places) for row in middle)):
+                if len(row) >= len(cells) and sum(is_score(row[at]) for at in quoted) >= _FEW_SCORES:
+                    return True
     return False
 
 

@@ -233,9 +233,18 @@ def test_a_quote_that_swallows_rows_is_refused(tmp_path, place, num_between):
         row = (name, *ROW[1:])
         table.append((*row[:place], comment, *row[place:]))
     assert "goes on over several rows" in refusal(tmp_path, lines(*table)).render(identities=False)
-    report = '"blurred, rotated, 2, 2, 2, 2, 2\n0, 1, 2, 3, 0, 1, 2, 3, by 2"'  # of one row
+    report = '"before: 2, 2, 2, 2, 2, 2, blurred\n\nnow: 1, by 2"'  # of one row
     table[1:] = [(*ROW[:place], report, *ROW[place:])]
     assert len(read(tmp_path, lines(*table, separator=","))) == 1
+
+
+@pytest.mark.parametrize(
+    "swallowed", [',P2,0,1,2,3,0,1,ok"', ',P2,0,1,2,3,0,x,by 2"', ',P2,0,1,2,3,0,1,sharp, as ever"', '"']
+)
+def test_one_row_in_quotes_shows_itself_whatever_stands_beside_its_scores(tmp_path, swallowed):
+    middle = "b.png,P2,0,1,2,3,0,1,fine\n" if swallowed == '"' else ""
+    text = f'{",".join(HEADER)},comment\n{",".join(ROW)},"blurred, dark\n{middle}c.png{swallowed}\n'
+    assert "goes on over several rows" in refusal(tmp_path, text).render(identities=False)
 
 
 @pytest.mark.parametrize(
