@@ -34,11 +34,12 @@ STALE_S: Final = 3600.0
 _POLL_S = 0.2
 _SIGN: Final = r"[=+\-@\uff1d\uff0b\uff0d\uff20]"  # of a formula, in full width too
 _FORMULA: Final = re.compile(rf"\t|\s*{_SIGN}")
+_NUMBER: Final = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 _LATER_FORMULA: Final = {  # by separator: after another, at which a spreadsheet set up for it splits the line
-    separator: re.compile(rf'((?!^)[{others}]["\s]*)(?={_SIGN})') for separator, others in ((",", ";\t"), (";", ",\t"))
+    separator: re.compile(rf'((?!^\t)[{others}]["\s]*)(?={_SIGN})(?!{_NUMBER}([,;\t]|$))')
+    for separator, others in ((",", ";\t"), (";", ",\t"))
 }
 _NO_FLUSHING: Final = (errno.EACCES, errno.EPERM, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
-_NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +241,7 @@ def _cell(value: object, delimiter: str) -> object:
     if not isinstance(value, str):
         return value
     text = _LATER_FORMULA[delimiter].sub(r"\1'", " ".join(value.splitlines()))
-    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+    return f"'{text}" if _FORMULA.match(text) and not re.fullmatch(_NUMBER, text) else text
 
 
 def json_text(content: Any, *, indent: int = 1) -> str:
