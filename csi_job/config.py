@@ -250,7 +250,7 @@ def _paths(tree: Tree, prefix: str = "") -> Iterator[str]:
 
 
 def _meant(path: str, siblings: Sequence[str], value: object) -> str:
-    """Return what to do about an unknown setting or section: it is misspelt, or it belongs into another section."""
+    """Return what to do about an unknown setting or section: it is misspelt, or it belongs in another section."""
     section = path.rpartition(".")[0]
     known = [name for name, _ in walk(Settings())]
     beside = [f"{section}.{name}".lstrip(".") for name in siblings]

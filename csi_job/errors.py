@@ -4,6 +4,7 @@ import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 _ADVICE = {
     errno.ENOSPC: "free up some space",
@@ -12,7 +13,7 @@ _ADVICE = {
     errno.ESTALE: "mount the network file system again",
 }
 _SYSTEM_ERRNOS = (*_ADVICE, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-_CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), "?")  # files may hold commands for the terminal
+CONTROLS: Final = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), "?")  # files may hold commands for the terminal
 NUM_PROBLEMS_NAMED = 10  # a message lists this many problems and counts the rest
 
 
@@ -40,7 +41,7 @@ class CsiJobError(Exception):
             parts.append(f"allowed: {', '.join(map(str, values))}")
         if hint:
             parts.append(hint)
-        super().__init__(" ".join("; ".join(parts).split()).translate(_CONTROLS))
+        super().__init__(" ".join("; ".join(parts).split()).translate(CONTROLS))
 
 
 class ConfigurationError(CsiJobError):

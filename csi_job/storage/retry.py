@@ -38,7 +38,7 @@ WRITABLE_HINT: Final = (
 )
 FILE_RIGHTS_HINT: Final = "make the file and its folder writable for this user, or copy the work folder"
 CREDENTIALS_HINT: Final = "check CSI_JOB_STORAGE__PASSWORD or storage.password_file"
-REFUSED_HINT: Final = "correct storage.url, or the server: its databases, roles and pg_hba.conf"
+REFUSED_HINT: Final = "correct storage.url, or the server's databases, roles, certificates or pg_hba.conf"
 REJECTED_LIMIT_S: Final = 30.0  # a password may just be changing; waiting longer without it only holds a GPU
 CHANGED_HINT: Final = (
     "it worked before, so a password or a right was changed: correct it (on Kubernetes, the database's Secret) and run "

@@ -53,14 +53,14 @@ def test_an_index_that_failed_for_good_is_restored_less_and_less_often(logged):
         run.reconcile()
         run.reconcile()
         assert namespace.only()["metadata"]["name"].endswith(suffix)
-    logged = {record.getMessage(): vars(record).get("values") for record in logged.records}
+    values = {record.getMessage(): vars(record).get("values") for record in logged.records}
     recreating = "search: pod 1 failed too often without finishing an epoch; recreating it (2 of 3)"
-    assert logged[recreating] == {"stage": "search", "tries": 2, "max_tries": 3}
+    assert values[recreating] == {"stage": "search", "tries": 2, "max_tries": 3}
     best = {"best_f1": 0.5, "best_trial": 0}
     trials = {"finished": 1, "target": 4, "complete": 1, "pruned": 0, "infeasible": 0, "failed": 0, "paused": 0}
     counts = "1 of 4 trials finished (1 complete); best val_f1 0.5000 (trial 0)"
     progress = f"search: {counts}; confirmation 8 of 8 (after 1 of 4 trials)"
-    assert logged[progress] == {"stage": "search", **trials, **best, "confirmed": 8, "to_confirm": 8}
+    assert values[progress] == {"stage": "search", **trials, **best, "confirmed": 8, "to_confirm": 8}
 
 
 def test_a_failed_index_does_not_matter_once_all_trials_are_finished():
