@@ -1,6 +1,7 @@
 """The error hierarchy. A message is one line: what is wrong, the value got, the values allowed, what to do next."""
 
 import errno
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,7 +135,8 @@ class StopRequestedError(BaseException):
 
     def __init__(self, signal_number: int) -> None:
         """Name the signal in the message and the exit code."""
-        super().__init__(f"stopped by signal {signal_number}; run the same command again to resume")
+        cause = "Ctrl-C" if signal_number == signal.SIGINT else signal.Signals(signal_number).name
+        super().__init__(f"stopped by {cause}; run the same command again to resume")
         self.exit_code = 128 + signal_number
 
 

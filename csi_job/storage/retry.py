@@ -58,6 +58,7 @@ UNREACHABLE: Final = (
 )
 BUSY_CODES: Final = ("40001", "40P01", "55P03", "55006")  # serialization, deadlock, lock timeout, object in use
 UNTRANSLATABLE: Final = "22P05"
+DISK_FULL: Final = "53100"
 CHANGED_TABLES: Final = (
     *("42P01", "42703", "42804", "42883"),  # no such table or column, a column of another type
     *("0A", "55000", "P0001"),  # what a rule, a view or a trigger refuses
@@ -152,6 +153,17 @@ def _sqlite_hint(error: BaseException) -> str:
     """Return what to do about an SQLite file that rejects us, "" about any other database."""
     code = _sqlite_code(_driver_error(error))
     return TABLES_HINT if code in SQLITE_DAMAGED else FILE_RIGHTS_HINT if code else ""
+
+
+def _how_to_go_on(error: BaseException, kind: ErrorKind) -> str:
+    """Return what to do once the retries are over: a full disk, for one, does not come back by itself."""
+    original = _driver_error(error)
+    code = _sqlite_code(original)
+    if code == sqlite3.SQLITE_FULL or getattr(original, "pgcode", None) == DISK_FULL:
+        return "free up some space and run the same command again"
+    if code == sqlite3.SQLITE_IOERR:
+        return "check the disk and run the same command again"
+    return f"run the same command again {'later' if kind is ErrorKind.BUSY else 'once it is back'}"
 
 
 def reason(error: BaseException) -> str:
@@ -282,7 +294,7 @@ class RetryPolicy:
             return StorageUnavailableError(f"{self.where} is unreachable: {reason(error)}")
         return StorageUnavailableError(
             f"{self.where} could not be used for {elapsed_s:.0f} s: {reason(error)}",
-            hint="run the same command again once it is back; no reported result is lost",
+            hint=f"{_how_to_go_on(error, kind)}; no reported result is lost",
         )
 
 

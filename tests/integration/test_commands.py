@@ -371,7 +371,7 @@ def test_a_killed_worker_is_replaced_and_a_signal_reaches_all(phantoms, tmp_path
     assert process.returncode == 130, err
     assert re.search(r"worker [12]: killed, perhaps because memory ran out; restarting it", err)
     assert len(re.findall(r"worker [12]: trial [01] released; the next worker resumes it", err)) == 2
-    assert err.splitlines()[-1] == "csi-job: stopped by signal 2; run the same command again to resume"
+    assert err.splitlines()[-1] == "csi-job: stopped by Ctrl-C; run the same command again to resume"
 
 
 def test_images_too_small_for_an_architecture_are_rejected_before_the_search(phantoms, tmp_path, monkeypatch):

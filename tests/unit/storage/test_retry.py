@@ -17,6 +17,7 @@ from csi_job.errors import (
     StorageUnavailableError,
 )
 from csi_job.signals import Stop
+from csi_job.storage import retry
 from csi_job.storage.retry import ErrorKind, RetryPolicy, call_at_start, classify, reason
 
 
@@ -243,3 +244,23 @@ def test_a_damaged_value_is_to_be_restored_too(content, call):
 def write_read_only(path):
     sqlite3.connect(path).close()
     sqlite3.connect(f"file:{path}?mode=ro", uri=True).execute("CREATE TABLE a (b)")
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        (sqlite3.SQLITE_FULL, "free up some space and run the same command again"),
+        (sqlite3.SQLITE_IOERR, "check the disk and run the same command again"),
+        (sqlite3.SQLITE_CANTOPEN, "run the same command again once it is back"),
+    ],
+)
+def test_what_to_do_depends_on_what_kept_the_database_from_working(code, hint, monkeypatch):
+    monkeypatch.setattr(retry, "LOG_AFTER_S", 0)
+    error = sqlite3.OperationalError("no")
+    error.sqlite_errorcode = code
+
+    def fail():
+        raise error
+
+    with pytest.raises(StorageUnavailableError, match=f"{hint}; no reported result is lost"):
+        RetryPolicy("the database", 0).call(fail)
