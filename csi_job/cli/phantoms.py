@@ -17,10 +17,11 @@ def phantoms(folder: Path, num_images: int, seed: int, log_format: LogFormat) ->
     """Generate synthetic chest radiographs: FOLDER/labels.csv and FOLDER/images/.
 
     They resemble frontal radiographs with congestion in six zones, contain no patient data, are free to use,
-    and cover every supported format: PNG (8 and 16 bit), JPEG, DICOM and NIfTI.
+    and cover the usual formats: PNG (8 and 16 bit), JPEG, DICOM and NIfTI.
     """
     from csi_job.phantoms.phantom import write_phantoms
 
     set_up_logging(log_format)
     write_phantoms(folder, num_images, seed)
-    click.echo(f"{num_images} phantoms: use them with --labels {folder}/labels.csv --images {folder}/images")
+    count = f"{num_images} phantom{'' if num_images == 1 else 's'}"
+    click.echo(f"{count}; use with --labels {folder}/labels.csv --images {folder}/images")

@@ -159,6 +159,7 @@ def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool)
       csi-job study export csi_optimization trials.csv --force
     """  # noqa: D301 - click reads \b
     from csi_job.files import check_free
+    from csi_job.html.format import plural
     from csi_job.study.studies import open_study
     from csi_job.transfer.export import export_files, write_export
 
@@ -166,7 +167,7 @@ def export(loaded: LoadedSettings, name: str, dest: Path | None, *, force: bool)
     files = export_files(dest or settings.folder.hyperopt, name)
     check_free(*files, force=force)
     num_trials = write_export(open_study(settings.storage, settings.work, name), files)
-    click.echo(f"{num_trials} trials of {name}: {', '.join(map(str, files))}")
+    click.echo(f"{plural(num_trials, 'trial')} of {name}: {', '.join(map(str, files))}")
 
 
 @study.command()

@@ -144,7 +144,7 @@ def check_labels(settings: Settings) -> str:
 
     table = read_table(radiographs.labels, radiographs)
     find_images(radiographs.images, table.file_ids, table.rows)
-    return f"label table: {len(table.file_ids)} images"
+    return f"label table: {plural(len(table.file_ids), 'image')}"
 
 
 def check_secrets(settings: Settings, required: Requirements) -> str:
@@ -180,7 +180,8 @@ def check_database(settings: Settings, num_workers: int, wait_s: float) -> str:
         storage.close()
     required = (num_workers + 1) * CONNECTIONS_PER_WORKER
     if allowed < required:
-        message = f"the database allows {allowed} connections, but {num_workers} workers need {required}"
+        need = "1 worker needs" if num_workers == 1 else f"{num_workers} workers need"
+        message = f"the database allows {allowed} connections, but {need} {required}"
         raise ConfigurationError(message, hint="raise database.maxConnections, or lower search.parallelism")
     return f"database: answers, {allowed} connections for {plural(num_workers, 'worker')}"
 

@@ -17,6 +17,7 @@ from csi_job.cluster.stages import (
     selector,
 )
 from csi_job.errors import ClusterError
+from csi_job.html.format import plural
 
 
 def scale_search(cluster: Cluster, release_name: str | None, num_pods: int) -> str:
@@ -47,11 +48,11 @@ def scale_search(cluster: Cluster, release_name: str | None, num_pods: int) -> s
     if get_annotation(job, ENDED_BY):
         message = f"the search of {release.name} has ended: its budget is exhausted"
         raise ClusterError(message, hint="raise budget.hours or budget.gpuHours with helm upgrade")
-    before = "suspended" if is_paused(job) else f"{job['spec']['parallelism']} pods"
+    before = "suspended" if is_paused(job) else plural(job["spec"]["parallelism"], "pod")
     # With the values' number, of which the controller may not know yet, so that it takes no change of theirs for newer.
     if not resize(cluster, job, num_pods, {PARALLELISM: str(release.search.parallelism)}):
         raise _replaced(release)
-    after = f"{num_pods} pods" if num_pods else "suspended; any number above 0 resumes it"
+    after = plural(num_pods, "pod") if num_pods else "suspended; any number above 0 resumes it"
     return f"the search of {release.name}: {before} -> {after}"
 
 

@@ -24,6 +24,7 @@ from csi_job.cluster.stages import (
 )
 from csi_job.cluster.study_watch import StudyWatch, numbers_of, summarize
 from csi_job.errors import StageFailedError
+from csi_job.html.format import plural
 from csi_job.study.status import StudyStatus
 
 RESTORE_AFTER_S: Final = 60.0  # doubled with each round
@@ -67,7 +68,7 @@ class SearchRun(StageRun):
         elif get_annotation(job, PARALLELISM) != str(self.stage.parallelism):
             number = self.stage.parallelism
             resize(self.cluster, job, number, {PARALLELISM: str(number)})
-            self.log_once(f"search: scaled to {number} pods, as in the values", "Scaled", pods=number)
+            self.log_once(f"search: scaled to {plural(number, 'pod')}, as in the values", "Scaled", pods=number)
         status = self.watch.status()
         if status is not None:
             self.log_once(f"search: {summarize(status)}", **numbers_of(status))
@@ -95,7 +96,8 @@ class SearchRun(StageRun):
             return True
         if _progress(status) > int(get_annotation(job, NUM_FINISHED, str(_progress(status)))):
             job["metadata"]["annotations"][TRIES] = "0"  # a search that makes progress may be recreated forever
-        what = "its confirmation is" if over else f"{status.target - status.num_finished} trials are"
+        num_left = status.target - status.num_finished
+        what = "its confirmation is" if over else f"{plural(num_left, 'trial')} {'is' if num_left == 1 else 'are'}"
         left = f"its pods have ended and {what} left"
         self.recreate(job, f"{left} ({self.failure_reason(job, result)})" if result.failed else left, self.max_rounds)
         return False

@@ -374,5 +374,6 @@ def _too_many_failures(connection: Connection, study_id: int, num_failed: int) -
     is_counted = TRIALS.c.trial_id.not_in(_failed_unblamed(study_id))
     query = sa.select(USER_ATTRIBUTES.c.value_json).join(TRIALS, is_reason).where(failed, is_counted)
     last = connection.execute(query.order_by(TRIALS.c.trial_id.desc()).limit(1)).scalar()
-    message = f"{num_failed} trials failed, so the study stops; last reason: {json.loads(last) if last else 'unknown'}"
+    failed_trials = "1 trial" if num_failed == 1 else f"{num_failed} trials"
+    message = f"{failed_trials} failed, so the study stops; last reason: {json.loads(last) if last else 'unknown'}"
     return StudyFailedError(message, hint="fix the cause, then raise study.max_failed_trials to continue")

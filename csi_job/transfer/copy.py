@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from sqlalchemy.engine import Connection
 
 from csi_job.errors import ConfigurationError
+from csi_job.html.format import plural
 from csi_job.logs import progress
 from csi_job.storage.attributes import UID, outcome_of
 from csi_job.storage.engine import lock_schema
@@ -77,10 +78,14 @@ def summarize_copy(copy: optuna.Study, name: str) -> list[str]:
     outcomes = Counter(outcome_of(trial) for trial in trials).most_common()
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes)
     renamed = f" as {copy.study_name}" if copy.study_name != name else ""
-    lines = [f"study {name} copied to {storage_of(copy).address}{renamed}: {len(trials)} trials ({counts})"]
+    lines = [f"study {name} copied to {storage_of(copy).address}{renamed}: {plural(len(trials), 'trial')} ({counts})"]
     if num_running := sum(outcome_of(trial) == "running" for trial in trials):
         start = "from epoch 1" if renamed else "from its checkpoint if the work folder is the same"
-        lines.append(f"{num_running} of them were running: the copy's next worker resumes each, {start}")
+        which = "1 of them was running: the copy's next worker resumes it"
+        if num_running > 1:
+            which = f"{num_running} of them were running: the copy's next workers resume them"
+            start = start.replace("its checkpoint", "their checkpoints")
+        lines.append(f"{which}, {start}")
     return lines
 
 

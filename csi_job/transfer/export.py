@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from csi_job.errors import ConfigurationError
 from csi_job.files import STREAM, exists, is_folder, write_csv, write_file
+from csi_job.html.format import plural
 from csi_job.logs import announced
 from csi_job.storage import attributes as stored
 
@@ -48,7 +49,7 @@ def write_export(study: optuna.Study, files: Sequence[Path]) -> int:
     If one cannot be written, there is no new one, so that the same command can be run again.
     """
     trials = study.get_trials(deepcopy=False)
-    with announced(f"exporting {len(trials)} trials"):
+    with announced(f"exporting {plural(len(trials), 'trial')}"):
         contents = [WRITERS[file.suffix.lower()](study, trials) for file in files]
     new = [file for file in files if not exists(file)]
     try:

@@ -173,7 +173,7 @@ def test_too_many_failures_stop_the_study_with_the_last_reason(storage):
         storage.write_trial(leased(study), TrialWrite(user_attrs=attributes, state=TrialState.FAIL))
 
     fail(study)  # as Optuna's `tell` does
-    with pytest.raises(CsiJobError, match=r"1 trials failed.*unknown"):
+    with pytest.raises(CsiJobError, match=r"1 trial failed.*unknown"):
         claim(study, max_failed=0)
     for reason in ("no such file", "no such layer"):
         fail(study, reason=reason)

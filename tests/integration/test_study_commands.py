@@ -232,7 +232,7 @@ def test_no_secret_is_in_what_is_written(postgres_url, tmp_path, monkeypatch):
     monkeypatch.setenv("CSI_JOB_STORAGE__PASSWORD", PASSWORD)
     monkeypatch.setenv("CSI_JOB_TO_PASSWORD", PASSWORD)
     out, err = run(tmp_path, "study", "copy", "toy", "--to", postgres_url)
-    assert "1 of them were running: the copy's next worker resumes each, from its checkpoint" in out
+    assert "1 of them was running: the copy's next worker resumes it, from its checkpoint" in out
     storage = ("--storage", postgres_url)
     shown = [
         *(out, err),
