@@ -23,5 +23,5 @@ class CacheSettings(Section):
     num_workers: int = Field(default=0, ge=0, le=1024)
     """Image-decoding processes; 0: one per core."""
     local_copy_gib: float = Field(default=0.0, ge=0)
-    """GiB that a copy of the images for training may take in the temporary folder (TMPDIR) of the node; 0: none. It
-    saves reading them over the network in every epoch, where they fit neither the GPU nor memory."""
+    """GiB that a copy of the training and validation images may take in the node's temporary folder (TMPDIR); 0: no
+    copy. It saves reading them over the network in every epoch if they fit neither the GPU nor memory."""

@@ -31,7 +31,7 @@ STUDY = (
 @click.command()
 @with_settings(*DATA, *STUDY, study=the_study)
 @click.option("--more-trials", type=click.IntRange(min=1), metavar="K",
-    help="Add K trials to the total; while they are not finished, the same option again adds none.")  # fmt: skip
+    help="Add K trials to the total; until they are finished, the same option adds no more.")  # fmt: skip
 @click.option("--confirm", is_flag=True,
     help="When the trials are done, also do the trainings of train-optimized, shared by all workers.")  # fmt: skip
 @click.option("--report/--no-report", default=True, help="Write plots and report at the end; `report` does so later.")
@@ -40,8 +40,8 @@ def hyperopt(loaded: LoadedSettings, more_trials: int | None, *, confirm: bool, 
 
     --n-trials is the exact TOTAL number of finished trials in the study, shared by every process that
     runs this command on the same database. An existing study is continued, with its own settings where
-    none are given. After Ctrl-C or a crash, run the same command again, with --more-trials as well: at
-    most one epoch is lost, or one minute of shorter ones, and nothing is added twice.
+    none are given. After Ctrl-C or a crash, run exactly the same command again, even with --more-trials:
+    at most one epoch is lost, or one minute of shorter ones, and nothing is added twice.
     """
     if more_trials is not None and loaded.is_flag("study.num_trials"):
         raise ConfigurationError("--n-trials sets the total and --more-trials adds to it; give one of them")

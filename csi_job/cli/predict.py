@@ -43,8 +43,9 @@ def predict(
 ) -> None:
     """Score IMAGES (files or folders): six zones, mean CSI, and risk class with probabilities.
 
-    `csi` is the expected CSI: the mean over the zones predicted graded of the score that their probabilities give on
-    average. `mean_score` is the mean of their most probable scores, which are the ones printed.
+    `csi` is the expected CSI: each zone that the model finds gradable contributes its expected score, the average of
+    the scores 0 to 3 weighted by their probabilities. `mean_score` averages the zones' most probable scores instead,
+    which are the ones printed.
 
     Unreadable files are reported and skipped; the exit code is then 1. A model file without a card needs
     --model-arch, --image-size and --normalisation.

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Show this Kubernetes release: pods, trials, GPUs.",
 )
-@click.option("--namespace", "-n", metavar="NAME", help="Its namespace; without --release: of the only release there.")
+@click.option("--namespace", "-n", metavar="NAME", help="Its namespace; without --release, show the only one there.")
 def status(
     loaded: LoadedSettings, *, watch: bool, every: float, as_json: bool, release: str | None, namespace: str | None
 ) -> None:

@@ -75,7 +75,7 @@ class StudySettings(Section):
     """Number of failed trials allowed; one more stops the study with an error."""
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=MAX_WORKERS)] = "auto"
     """Worker processes, each running one trial at a time: `auto` is one per GPU, or a single one on the CPU. A number
-    is at most that of the GPUs; on the CPU, that many workers share the cores."""
+    may not exceed that of the GPUs; on the CPU, that many workers share the cores."""
     report_every: int = Field(default=5, ge=1)
     """Refresh the report in `models/hyperopt/` after every this many trials of a worker, but at most once a minute."""
 

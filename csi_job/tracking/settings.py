@@ -29,7 +29,8 @@ class TrackingSettings(Section):
     wandb_entity: str | None = None
     """Weights & Biases team or user."""
     wandb_mode: Literal["online", "offline"] = "online"
-    """`offline` stores the runs in `<work>/wandb` for a later `wandb sync`; default: WANDB_MODE, or online."""
+    """`offline` stores the runs in `<work>/wandb` for a later `wandb sync`. Without this setting, WANDB_MODE applies,
+    or online; with it, a different WANDB_MODE is an error."""
     wandb_api_key_file: Path | None = None
     """File containing the API key; default: WANDB_API_KEY, or the key stored by `wandb login`."""
 
