@@ -218,7 +218,7 @@ def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
 
     found = open_study(loaded.settings.storage, loaded.settings.work, name)
     trials = plural(len(found.get_trials(deepcopy=False)), "trial")
-    click.echo(f"study {name}: {trials} with checkpoints; models and reports in models/ are kept")
+    click.echo(f"this deletes study {name}, its {trials} and their checkpoints; models and reports in models/ are kept")
     if not yes:
         if sys.stdin is None or not sys.stdin.isatty():
             raise ConfigurationError("nobody can confirm this without a terminal", hint="delete the study with --yes")

@@ -223,8 +223,8 @@ def _metrics(key: str, title: str, part: Mapping[str, Any] | None) -> PageSectio
 def _training(card: Mapping[str, Any]) -> PageSection:
     sentence = (
         "Trained on the training set with early stopping on the validation set, for at most "
-        f"{card['max_epochs']} epochs, once per seed. The seed with the best validation F1, {card['kept_seed']}, was "
-        f"kept. Mean over the seeds: {fmt.with_error(card['mean'], card['std'])}."
+        f"{fmt.plural(card['max_epochs'], 'epoch')}, once per seed. The seed with the best validation F1, "
+        f"{card['kept_seed']}, was kept. Mean over the seeds: {fmt.with_error(card['mean'], card['std'])}."
     )
     params = tuple((name, fmt.value(value)) for name, value in card["params"].items())
     runs = tuple(
