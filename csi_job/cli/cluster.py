@@ -93,7 +93,8 @@ def check(
     """Check for problems before any GPU is used.
 
     In a pod (as in `helm test`): volumes, data, database, Secrets and memory. From a laptop, or with --release or
-    --namespace: the release's volume claims and Secrets, quotas and nodes, as seen by the API server.
+    --namespace: the release's volume claims, Secrets, quotas and nodes as the API server sees them, and whether it
+    would admit each stage's Job and pod.
     """
     from csi_job.cluster.api import Cluster
     from csi_job.cluster.pod_check import IN_A_POD, Requirements, check_pod, check_study
