@@ -1,9 +1,9 @@
 """Early stopping and the learning rate, as functions of the epochs' results alone.
 
 The learning rate warms up over the first epoch, stays constant, and drops to 0.3 of its value whenever neither
-`val_f1` nor the validation loss has improved for half the patience. Nothing depends on `max_epochs`: a later phase of
-the study with more epochs follows the same curve, pruning compares like with like at each epoch, and a resumed trial
-gets its schedule by replaying its results.
+`val_f1` nor the validation loss has improved for half the patience, or two epochs if that is more. Nothing depends on
+`max_epochs`: a later phase of the study with more epochs follows the same curve, pruning compares like with like at
+each epoch, and a resumed trial gets its schedule by replaying its results.
 """
 
 import math
