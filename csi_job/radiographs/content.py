@@ -100,7 +100,7 @@ def explain_refusal(start: bytes) -> tuple[str, str]:
 
 
 def why_skipped(start: bytes) -> str:
-    """Return why a file without an ending is not taken for an image, or ""."""
+    """Return why a file without an extension is not taken for an image, or ""."""
     if is_image(start):
         return ""
     kind, _ = _other_kind(start)

@@ -66,8 +66,8 @@ class ImageFolder:
         if len(entries) > 1:
             entries = [entry for entry in entries if not _is_newer(entry[0])] or entries
         if len(entries) > 1:
-            endings = sorted(found[len(name) :] or "no ending" for found, _ in entries)
-            return f"several images of this name ({', '.join(endings)})"
+            extensions = sorted(found[len(name) :] or "no extension" for found, _ in entries)
+            return f"several images of this name ({', '.join(extensions)})"
         found, is_link = entries[0]
         path = self._root.joinpath(parent, found)
         return self._follow(path) if is_link else path
@@ -79,7 +79,7 @@ class ImageFolder:
         return self._numeric_names.could_be(_without_extension(file_id))
 
     def alike(self, file_id: str) -> list[str]:
-        """Return the images, with their sub-folders, whose names differ at most in ending, folder or spelling."""
+        """Return the images, with their sub-folders, whose names differ at most in extension, folder or spelling."""
         return sorted(self._by_stem.get(_stem(PureWindowsPath(file_id).name), ()))
 
     @cached_property
@@ -183,7 +183,7 @@ def expand_folders(paths: Iterable[Path]) -> list[Path]:
             continue
         found = find_images_below(path)
         if not found.paths:
-            allowed = "images with or without ending: PNG, JPEG, TIFF, WebP, BMP, GIF, JPEG 2000, DICOM, NIfTI"
+            allowed = "images with or without extension: PNG, JPEG, TIFF, WebP, BMP, GIF, JPEG 2000, DICOM, NIfTI"
             raise DataError(f"the folder holds no image ({found.summary()})", got=str(path), allowed=allowed)
         logger.info("%s", found.summary())
         files += found.paths
@@ -212,7 +212,7 @@ class FoundImages:
 
 
 def find_images_below(folder: Path) -> FoundImages:
-    """Find the images in and below a folder: by their ending, or else by their content; sorted by path."""
+    """Find the images in and below a folder: by their extension, or else by their content; sorted by path."""
     paths: list[Path] = []
     skipped: Counter[str] = Counter()
 

@@ -50,7 +50,7 @@ def find_images(folder: Path, file_ids: Sequence[str], rows: Sequence[int]) -> t
 
 
 def _with_candidates(problem: Problem, images: ImageFolder) -> Problem:
-    """Add which images may be meant: a spreadsheet changes numbers, and people endings, case and folders."""
+    """Add which images may be meant: a spreadsheet changes numbers, and people extensions, case and folders."""
     if not problem.what.startswith(MISSING):
         return problem
     candidates, why = images.could_be(problem.file_id), ""
@@ -58,7 +58,7 @@ def _with_candidates(problem: Problem, images: ImageFolder) -> Problem:
         why = "; a spreadsheet dropped its zeros or digits: import the column as text"
     elif problem.what == MISSING:
         candidates = images.alike(problem.file_id)
-        why = ", except with another ending, folder or spelling" if candidates else ""
+        why = ", except with another extension, folder or spelling" if candidates else ""
     meant = f"{', '.join(candidates[:_NUM_CANDIDATES])}{', …' if len(candidates) > _NUM_CANDIDATES else ''}"
     return replace(problem, what=f"{problem.what}{why}", identifying=f"it may be {meant}" if candidates else "")
 

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 def choose_device(settings: TrialSettings) -> torch.device:
     """Return the device to run on; raise `ResourceError` if a GPU is requested and there is none.
 
-    That is the machine's fault: elsewhere, or here once its driver is mended, the same command works.
+    That is the machine's fault: elsewhere, or here once its driver is repaired, the same command works.
     """
     has_gpu = torch.cuda.is_available()
     if settings.device == "cuda" and not has_gpu:

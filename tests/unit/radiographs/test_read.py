@@ -162,7 +162,8 @@ def test_an_image_with_another_ending_folder_or_spelling_is_named(folder, file_i
     with pytest.raises(DataError) as caught:
         find(folder, file_id)
     message = caught.value.render(identities=True)
-    assert message.endswith(f"no image of this name, except with another ending, folder or spelling; it may be {meant}")
+    why = "no image of this name, except with another extension, folder or spelling"
+    assert message.endswith(f"{why}; it may be {meant}")
     assert meant not in caught.value.render(identities=False)
 
 
