@@ -170,6 +170,7 @@ def reason(error: BaseException) -> str:
     """Return the driver's message in one line, without statement and parameters."""
     original = _driver_error(error)
     words = re.split("\nLINE | with text ", str(original))[0]  # which begin an excerpt of statement or table
+    words = re.sub(r"\n\s*Is the server running[^\n]*", "", words)  # libpq's question, which would need an answer
     return " ".join(words.split())[:300] or type(original).__name__
 
 

@@ -138,7 +138,7 @@ def _new_total(
         logger.warning(message, {"total": num_kept, "wanted": num_trials})
         return num_kept
     what = f"the study has {counts.num_finished} finished and {counts.num_running} running or paused trials"
-    hint = f"at least --n-trials {num_taken}, or --more-trials K to add K"
+    hint = f"give at least --n-trials {num_taken}, or --more-trials K to add K"
     raise ConfigurationError(f"{what}, so its total cannot be lower", got=num_trials, hint=hint)
 
 
