@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final
 
 import urllib3
 import websocket
+import yaml
 from kubernetes import client, config, dynamic
 from kubernetes.client.exceptions import ApiException
 from kubernetes.stream import stream
@@ -45,6 +46,8 @@ WEBHOOK_DOWN: Final = "failed calling webhook"
 # So a webhook fails whose service is gone or whose certificate is wrong, until an administrator repairs it.
 WEBHOOK_BROKEN: Final = re.compile(rf'{WEBHOOK_DOWN}.*(service "[^"]*" not found|x509: |no such host|no service port)')
 REPAIR: Final = "ask an administrator of the cluster to repair that webhook"
+# What the client raises for a kubeconfig that is missing, is no YAML, or has something else in a field's place.
+UNUSABLE: Final = (config.ConfigException, OSError, yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError)
 TIMEOUT_S: Final = 30
 CLOCK_TOLERANCE: Final = timedelta(seconds=5)
 STDOUT, STDERR, STATUS = 1, 2, 3  # channels of an exec connection
@@ -102,13 +105,17 @@ class Cluster:
         try:
             load: Any = config.load_incluster_config if is_file(NAMESPACE_FILE) else config.load_kube_config
             load()
-        except (config.ConfigException, OSError) as error:
+            self.namespace = namespace or _default_namespace()
+            # Discovery would take some 20 requests and a cache file to find the few kinds that `_request` knows.
+            self._client = _dynamic.DynamicClient(client.ApiClient(), discoverer=lambda *_: None)
+        except ImportError as error:  # of PySocks, for a proxy of the kubeconfig or of HTTPS_PROXY
+            message = f"the proxy of the API server needs a package ({error})"
+            raise ClusterError(message, hint="pip install pysocks, or use an HTTP proxy") from None
+        except UNUSABLE as error:
+            reason = " ".join(str(error).split())
             raise ClusterError(
-                f"no cluster is configured ({error})", hint="set KUBECONFIG, or run this within a pod"
+                f"no cluster is configured ({reason})", hint="set KUBECONFIG, or run this within a pod"
             ) from None
-        self.namespace = namespace or _default_namespace()
-        # Discovery would take some 20 requests and a cache file to find the few kinds that `_request` knows.
-        self._client = _dynamic.DynamicClient(client.ApiClient(), discoverer=lambda *_: None)
 
     def get(self, kind: str, name: str) -> Object | None:
         """Return an object, None if it does not exist."""

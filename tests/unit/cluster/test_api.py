@@ -3,6 +3,7 @@ import json
 import re
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -109,6 +110,32 @@ def test_an_answer_is_an_outage_only_if_a_retry_can_mend_it(server, status, repl
     assert ("log in again" in says) is (status == UNAUTHORIZED)
     assert ("ask an administrator of the cluster to repair that webhook" in says) is ("webhook" in reply["message"])
     assert ("; if that lasts, ask" in says) is ("webhook: " in says and kind is UnreachableError)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("clusters: [", "no cluster is configured (while parsing a flow node"),
+        ("- a list", "no cluster is configured ("),
+        ("{}", "no cluster is configured ("),
+        ({"certificate-authority-data": "a"}, "no cluster is configured (Invalid base64"),
+        ({"proxy-url": "gopher://p"}, "no cluster is configured (Proxy URL had unsupported scheme gopher"),
+        ({"proxy-url": "socks5://p:1"}, "the proxy of the API server needs a package"),
+    ],
+    ids=str,
+)
+def test_an_unusable_kubeconfig_is_one_line(tmp_path, monkeypatch, config, message):
+    path = tmp_path / "kubeconfig"
+    _use("https://127.0.0.1:1", path, monkeypatch)
+    monkeypatch.setitem(sys.modules, "socks", None)
+    if isinstance(config, str):
+        path.write_text(config)
+    else:
+        content = yaml.safe_load(path.read_text())
+        content["clusters"][0]["cluster"] |= config
+        path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ClusterError, match=f"^{re.escape(message)}.*$"):
+        Cluster("here")
 
 
 def test_a_refused_websocket_is_an_answer(server):
