@@ -134,9 +134,10 @@ class Cluster:
         return sorted(jobs, key=lambda job: (job["metadata"]["creationTimestamp"], job["metadata"]["name"]))
 
     def events(self, kind: str, name: str) -> list[Object]:
-        """Return what was reported about an object, in no order."""
+        """Return what was reported about an object, in no order; what a reporter left out is empty."""
         selector = f"involvedObject.kind={kind},involvedObject.name={name}"
-        return list(self._request("get", "Event", field_selector=selector)["items"])
+        found = self._request("get", "Event", field_selector=selector)["items"]
+        return [{"type": "", "reason": "", "message": "", **event} for event in found]
 
     def record_event(
         self,

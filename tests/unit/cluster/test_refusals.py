@@ -122,3 +122,20 @@ def test_a_pull_secret_that_does_not_exist_is_named_with_the_image(secrets, says
     problem = why_not_started(namespace, pod)
     remedy = "correct the image, or global.imagePullSecrets, with helm upgrade"
     assert problem.reason == f"{where}ErrImagePull: denied{says}; {remedy}"
+
+
+@pytest.mark.parametrize("reason", ["ErrImagePull", "ContainerCreating"])
+def test_an_event_without_reason_type_or_message_says_nothing(reason):
+    """The API server accepts one in its older form from any other controller of the cluster."""
+    bare = event("a-0", "", "", 5, kind="Pod")
+    for key in ("reason", "type", "message"):
+        del bare[key]
+    waiting = {"name": "a", "state": {"waiting": {"reason": reason, "message": "denied"}}}
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    pod = {
+        "metadata": {"name": "a-0", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"containers": [{"name": "a"}], "imagePullSecrets": [{"name": "key"}]},
+        "status": {"phase": "Pending", "containerStatuses": [waiting], "conditions": [scheduled]},
+    }
+    problem = why_not_started(Namespace(bare), pod)
+    assert (problem and problem.cause) == ("ErrImagePull: denied" if reason == "ErrImagePull" else None)
