@@ -219,8 +219,10 @@ class Cluster:
             ServerClock.synchronize(date)
         return reply
 
-    def read_from(self, pod: str, command: list[str], write: Write, *, idle_timeout_s: float) -> None:
+    def read_from(self, pod: str, container: str, command: list[str], write: Write, *, idle_timeout_s: float) -> None:
         """Run a command in a pod, which may be this one, and pass each piece of its standard output to `write`.
+
+        The container has to be named where a webhook has added its own.
 
         Raises:
             ClusterError: the command failed, or gave no output for `idle_timeout_s`.
@@ -235,6 +237,7 @@ class Cluster:
                 core.connect_get_namespaced_pod_exec,
                 pod,
                 self.namespace,
+                container=container,
                 command=command,
                 stdout=True,
                 stderr=True,

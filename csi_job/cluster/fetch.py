@@ -15,7 +15,7 @@ from typing import IO, Final
 
 from csi_job.cluster.api import Cluster
 from csi_job.cluster.refusals import why_not_started
-from csi_job.cluster.stages import WORK, Release, find_release
+from csi_job.cluster.stages import FETCH, WORK, Release, find_release
 from csi_job.errors import ClusterError
 from csi_job.files import make_folder, real_path, replacing_unlocked
 from csi_job.logs import RepeatedWarnings, announced
@@ -53,7 +53,7 @@ def _read_archive(cluster: Cluster, pod: str, archive: IO[bytes]) -> None:
     for _ in range(MAX_TRIES):
         archive.seek(0)
         archive.truncate()
-        cluster.read_from(pod, ["sh", "-c", PACK], archive.write, idle_timeout_s=EXEC_IDLE_TIMEOUT_S)
+        cluster.read_from(pod, FETCH, ["sh", "-c", PACK], archive.write, idle_timeout_s=EXEC_IDLE_TIMEOUT_S)
         archive.seek(max(archive.tell() - len(END_MARKER), 0))
         is_complete = archive.read() == END_MARKER
         archive.seek(0)

@@ -17,6 +17,7 @@ from csi_job.cluster.refusals import job_problem, last_event, why_not_started, w
 from csi_job.cluster.stages import (
     CONTROLLER,
     DATABASE,
+    MAIN_CONTAINERS,
     NO_STUDY,
     RELEASE_VARIABLE,
     SETTINGS_FILE,
@@ -141,9 +142,10 @@ def _stream_status(
     if not running:
         return "no pod is running that could report the study's status"
     write = split_lines(lambda line: on_status(status_from_dict(json.loads(line))))
-    name, command = running[0]["metadata"]["name"], [*STATUS_COMMAND, *options]
+    name, component = running[0]["metadata"]["name"], component_of(running[0])
+    container, command = MAIN_CONTAINERS.get(component, component), [*STATUS_COMMAND, *options]
     try:
-        cluster.read_from(name, command, write, idle_timeout_s=EXEC_IDLE_TIMEOUT_S)
+        cluster.read_from(name, container, command, write, idle_timeout_s=EXEC_IDLE_TIMEOUT_S)
     except NotAllowedError as error:
         right = MISSING_RIGHT.search(str(error))
         missing = f"you may not {right[1]} {right[2]} in this namespace" if right else str(error)

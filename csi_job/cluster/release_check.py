@@ -22,6 +22,7 @@ from csi_job.cluster.refusals import (
 from csi_job.cluster.stages import (
     CONTROLLER,
     DATABASE,
+    FETCH,
     STAGES,
     Release,
     Stage,
@@ -269,7 +270,7 @@ def _other_pods(cluster: Cluster, release: Release) -> list[tuple[str, Mapping[s
         with suppress(NotAllowedError):
             found = cluster.find(kind, selector(release.name, component))
             owners += [(component, owner["spec"]["template"]) for owner in found[-1:]]
-    return [*owners, ("fetch", release.fetch_pod)]
+    return [*owners, (FETCH, release.fetch_pod)]
 
 
 def _nodes(cluster: Cluster) -> list[dict[str, Any]] | None:

@@ -20,6 +20,7 @@ from csi_job.work_folder import WorkFolder
 STAGES: Final = ("cache", "search", "final")
 CONTROLLER: Final = "controller"  # the component that creates them
 DATABASE: Final = "database"  # the component that holds the study, if the chart installs it
+FETCH: Final = "fetch"  # the component that `cluster fetch` reads the volume through
 INSTANCE: Final = "app.kubernetes.io/instance"
 COMPONENT: Final = "app.kubernetes.io/component"
 NAME: Final = {"app.kubernetes.io/name": "csi-job"}  # an umbrella chart has more under the same instance
@@ -31,6 +32,7 @@ MUTABLE_FIELDS: Final = ("parallelism", "completions", "suspend", EXPIRY)  # of 
 WORK: Final = WorkFolder(Path("/work"))  # mount of the work volume
 SECRETS: Final = Path("/run/secrets")  # below it, what is mounted from Secrets
 SETTINGS_FILE: Final = Path("/etc/csi-job/settings.yaml")
+MAIN_CONTAINERS: Final = {"cache": "study"}  # of a component whose container has another name
 # Set in the controller's pod: name of the release, and of the ConfigMap with its stages.
 RELEASE_VARIABLE: Final = "RELEASE_NAME"
 STAGES_VARIABLE: Final = "RELEASE_STAGES"
@@ -221,13 +223,13 @@ def find_releases(cluster: Cluster, name: str | None = None) -> list[Release]:
 def _release(config_map: Mapping[str, Any]) -> Release:
     metadata = config_map["metadata"]
     try:
-        data = {name: yaml.safe_load(config_map["data"][f"{name}.yaml"]) for name in (*STAGES, "fetch")}
+        data = {name: yaml.safe_load(config_map["data"][f"{name}.yaml"]) for name in (*STAGES, FETCH)}
         return Release(
             name=metadata["labels"][INSTANCE],
             digest=get_annotation(config_map, DIGEST),
             owner={"apiVersion": "v1", "kind": "ConfigMap", "name": metadata["name"], "uid": metadata["uid"]},
             stages=tuple(Stage.of(name, data[name]) for name in STAGES),
-            fetch_pod=data["fetch"],
+            fetch_pod=data[FETCH],
             done={name: get_annotation(config_map, DONE + name) for name in STAGES},
             gpu_resource=get_annotation(config_map, GPU_RESOURCE),
         )

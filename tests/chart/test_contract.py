@@ -14,7 +14,7 @@ from csi_job.cli.steps import THEN
 from csi_job.cluster import stages
 from csi_job.cluster.api import POD_VARIABLE
 from csi_job.cluster.fetch import PACK
-from csi_job.cluster.overview import STATUS_COMMAND
+from csi_job.cluster.overview import STATUS_COMMAND, STATUS_SOURCES
 from csi_job.cluster.pods import NO_PROGRAM
 from csi_job.cluster.stage_run import EXIT_SIGTERM, NON_RETRIABLE_EXIT_CODES
 from csi_job.config import load_settings
@@ -79,6 +79,12 @@ def test_work_volume_and_settings_are_mounted_where_the_program_looks(documents,
     image = (ROOT / "Dockerfile").read_text()
     assert f"CSI_JOB_WORK={stages.WORK.root}\n" in image
     assert "HOME=/tmp/home" in image  # the chart mounts a volume at /tmp
+
+
+def test_commands_run_in_the_container_of_each_component_even_if_a_webhook_adds_others(documents):
+    for component in (*STATUS_SOURCES, stages.FETCH):
+        names = [container["name"] for container in pods(documents)[component]["containers"]]
+        assert names == [stages.MAIN_CONTAINERS.get(component, component)]
 
 
 def test_the_pods_of_a_job_read_the_settings_that_it_was_created_for(documents):

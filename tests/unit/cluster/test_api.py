@@ -39,6 +39,7 @@ class Server:
     body: str = "{}"
     ahead: timedelta = timedelta()
     requests: list[str] = field(default_factory=list)
+    queries: list[str] = field(default_factory=list)
 
 
 @pytest.fixture
@@ -47,7 +48,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
-            configured.requests.append(f"{self.command} {self.path.partition('?')[0]}")
+            path, _, query = self.path.partition("?")
+            configured.requests.append(f"{self.command} {path}")
+            configured.queries.append(query)
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.send_response(configured.status)
             self.send_header("Content-Length", str(len(configured.body)))
@@ -124,6 +127,7 @@ def test_an_answer_is_an_outage_only_if_a_retry_can_mend_it(server, status, repl
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:SOCKS support")
 def test_an_unusable_kubeconfig_is_one_line(tmp_path, monkeypatch, config, message):
     path = tmp_path / "kubeconfig"
     _use("https://127.0.0.1:1", path, monkeypatch)
@@ -142,13 +146,14 @@ def test_a_refused_websocket_is_an_answer(server):
     message = 'pods "p" is forbidden: User "u" cannot create resource "pods/exec" in API group ""'
     server.status, server.body = 403, json.dumps({"message": message})
     with pytest.raises(NotAllowedError, match=f"rejected the request: {re.escape(message)}$"):
-        Cluster("here").read_from("p", ["true"], io.BytesIO().write, idle_timeout_s=1)
+        Cluster("here").read_from("p", "c", ["true"], io.BytesIO().write, idle_timeout_s=1)
+    assert "container=c" in server.queries[-1].split("&")  # needed where a webhook has added another
     server.status, server.body = 503, ""
     with pytest.raises(UnreachableError, match=r"not available \(status 503: Service Unavailable\)"):
-        Cluster("here").read_from("p", ["true"], io.BytesIO().write, idle_timeout_s=1)
+        Cluster("here").read_from("p", "c", ["true"], io.BytesIO().write, idle_timeout_s=1)
 
 
-READ = {"pod": "p", "command": ["true"], "write": print, "idle_timeout_s": 1}
+READ = {"pod": "p", "container": "c", "command": ["true"], "write": print, "idle_timeout_s": 1}
 
 
 @pytest.mark.parametrize(("method", "arguments"), [("read_from", READ), ("find", {"kind": "Pod"})])
@@ -230,10 +235,10 @@ def test_a_recurring_event_is_recorded_again_only_if_it_exists(server, status, r
 
 def test_a_pod_reads_from_itself_without_permission(server):
     into, me = io.BytesIO(), socket.gethostname()
-    Cluster("here").read_from(me, ["sh", "-c", "echo one; echo two"], into.write, idle_timeout_s=1)
+    Cluster("here").read_from(me, "c", ["sh", "-c", "echo one; echo two"], into.write, idle_timeout_s=1)
     assert into.getvalue() == b"one\ntwo\n"
     with pytest.raises(ClusterError, match="no such study"):
-        Cluster("here").read_from(me, ["sh", "-c", "echo no such study >&2; exit 2"], into.write, idle_timeout_s=1)
+        Cluster("here").read_from(me, "c", ["sh", "-c", "echo no such study >&2; exit 2"], into.write, idle_timeout_s=1)
     assert server.requests == []
 
 

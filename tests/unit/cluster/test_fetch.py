@@ -34,8 +34,8 @@ class Exec(Namespace):
         super().__init__()
         self.answers = list(answers)
 
-    def read_from(self, pod: str, command: list[str], write: Write, *, idle_timeout_s: float) -> None:
-        assert (pod, command[0]) == ("pod", "sh")
+    def read_from(self, pod: str, container: str, command: list[str], write: Write, *, idle_timeout_s: float) -> None:
+        assert (pod, container, command[0]) == ("pod", "fetch", "sh")
         assert idle_timeout_s > 0
         write(self.answers[0])
         if len(self.answers) > 1:

@@ -46,8 +46,9 @@ class Cluster(Namespace):
         super().__init__(release_map(), search, controller, *pods)
         self.answers, self.commands = answers, list[tuple[str, list[str]]]()
 
-    def read_from(self, pod: str, command: list[str], write: Write, *, idle_timeout_s: float) -> None:
+    def read_from(self, pod: str, container: str, command: list[str], write: Write, *, idle_timeout_s: float) -> None:
         assert idle_timeout_s > 0
+        assert container == pod.split("-")[1]
         self.commands.append((pod, command))
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
