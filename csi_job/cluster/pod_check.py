@@ -10,6 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from csi_job.cluster.api import NAMESPACE_FILE, Cluster
+from csi_job.cluster.refusals import to_number
 from csi_job.config import LoadedSettings, Settings
 from csi_job.errors import ClusterError, ConfigurationError, CsiJobError, DataError, StorageUnavailableError
 from csi_job.files import exists, is_file, is_folder
@@ -228,7 +229,8 @@ def check_nodes(required: Requirements, nodes: Iterable[Mapping[str, Any]] | Non
         return "nodes: no GPU required"
     if nodes is None:
         return "nodes: not checked (no permission to list them)"
-    largest = max((int(node["status"].get("allocatable", {}).get(resource, 0)) for node in nodes), default=0)
+    found = (node["status"].get("allocatable", {}).get(resource, 0) for node in nodes)
+    largest = max((int(to_number(amount)) for amount in found), default=0)  # Kubernetes writes 1000 as 1k
     if largest < num_gpus:
         message = f"no node has {num_gpus} {resource}; the largest has {largest}"
         raise ConfigurationError(message, hint=f"lower {required.stage}.gpus, or add such a node")

@@ -130,6 +130,7 @@ def test_nodes_are_checked_for_the_gpus_of_one_pod():
         pod_check.check_nodes(pod_check.Requirements(1, 2), [node("1"), node("2")])
         == "nodes: one has 2 nvidia.com/gpu, for search"
     )
+    assert "one has 1000" in pod_check.check_nodes(pod_check.Requirements(1, 2), [node("1k")])
     with pytest.raises(ConfigurationError, match=r"no node has 4 nvidia.com/gpu; the largest has 2"):
         pod_check.check_nodes(pod_check.Requirements(1, 4), [node("1"), node("2")])
 
