@@ -41,7 +41,7 @@ spec:
 {{- fail (printf "%s.accessMode can't be changed to %s: the claim %s already exists as %s; keep the value, or delete the claim and its data" .value .mode .name (join ", " $spec.accessModes)) -}}
 {{- end -}}
 {{- $size := $spec.resources.requests.storage -}}
-{{- $change := printf "%s.size can't be changed from %s to %s" .value $size .size -}}
+{{- $change := printf "%s.size can't be changed from %s to %v" .value $size .size -}}
 {{- $wanted := include "csi-job.bytes" .size | float64 -}}
 {{- $present := include "csi-job.bytes" $size | float64 -}}
 {{- if lt $wanted $present -}}
@@ -51,7 +51,7 @@ spec:
 
 {{/* Convert a quantity such as 50Gi to bytes. */}}
 {{- define "csi-job.bytes" -}}
-{{- $factors := dict "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 -}}
+{{- $factors := dict "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 -}}
 {{- $unit := regexFind "[A-Za-z]*$" (toString .) -}}
 {{- printf "%.0f" (mulf (trimSuffix $unit (toString .)) (get $factors $unit | default 1.0)) -}}
 {{- end -}}

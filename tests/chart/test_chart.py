@@ -209,6 +209,7 @@ def test_a_changed_parallelism_changes_nothing_else_in_a_stage(stage):
         ({"job.space.learning_rate": {"low": 2, "high": 1}}, "job.space.learning_rate: low 2 is above high 1"),
         ({"job.space.weight_decay": {"low": "1e-2", "high": 1e-3}}, "weight_decay: low 1e-2 is above high 0.001"),
         ({"job.cache.local_copy_gib": 10}, "job.cache.local_copy_gib: 10 GiB would fill /tmp, whose tmpSize is 10Gi"),
+        ({"job.cache.local_copy_gib": 1, "tmpSize": 500000}, "would fill /tmp, whose tmpSize is 500000;"),
         (
             {"commonLabels": {"app.kubernetes.io/name": "a"}},
             'sets the label app.kubernetes.io/name, got "a"; remove it',

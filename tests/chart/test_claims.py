@@ -31,6 +31,7 @@ def change(folder: Path, **wanted: Any) -> subprocess.CompletedProcess[str]:
     [
         ({"size": "20Gi"}, "work.size can't be changed from 50Gi to 20Gi: no claim can shrink"),
         ({"size": "51539607552"}, "work.size can't be changed"),
+        ({"size": 500}, "work.size can't be changed from 50Gi to 500: no claim can shrink"),
         ({"class": "fast"}, 'work.storageClass can\'t be changed from "nfs" to "fast"'),
         ({"mode": "ReadWriteOnce"}, "work.accessMode can't be changed to ReadWriteOnce"),
     ],
@@ -41,7 +42,9 @@ def test_an_impossible_change_is_rejected(tmp_path, wanted, message):
     assert message in result.stderr
 
 
-@pytest.mark.parametrize("wanted", [{}, {"size": "51200Mi"}, {"size": "1Ti"}, {"class": "nfs"}], ids=str)
+@pytest.mark.parametrize(
+    "wanted", [{}, {"size": "51200Mi"}, {"size": "1Ti"}, {"size": "1Ei"}, {"size": "1E"}, {"class": "nfs"}], ids=str
+)
 def test_a_possible_change_is_accepted(tmp_path, wanted):
     result = change(tmp_path, **wanted)
     assert result.returncode == 0, result.stderr
