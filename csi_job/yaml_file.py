@@ -40,6 +40,9 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         return int(node.value, 0 if node.value.startswith(("0x", "0o")) else 10)
 
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        return str(node.value)
+
 
 class _Dumper(yaml.SafeDumper):
     """Quotes a text that YAML 1.1 or 1.2 reads as a number, since other programs read our files too."""
@@ -59,6 +62,11 @@ _Loader.yaml_implicit_resolvers = {
 for _tag, _pattern in _NUMBERS.items():
     for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(_tag, re.compile(_pattern), list("-+0123456789."))
+
+
+# Values of YAML 1.1 for which it has no text; in 1.2 they are text, which Helm writes without quotes.
+for _tag in ("value", "merge"):  # = and <<
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_text)
 
 
 def _num_nodes(node: yaml.Node, counted: dict[yaml.Node, int]) -> int:

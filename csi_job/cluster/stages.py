@@ -16,6 +16,7 @@ from csi_job.cluster.pods import seconds_since
 from csi_job.errors import ClusterError
 from csi_job.files import digest_json
 from csi_job.work_folder import WorkFolder
+from csi_job.yaml_file import parse_yaml
 
 STAGES: Final = ("cache", "search", "final")
 CONTROLLER: Final = "controller"  # the component that creates them
@@ -176,7 +177,7 @@ def claims_of(pod: Mapping[str, Any]) -> list[str]:
 
 def study_of(template: Mapping[str, Any]) -> object:
     """Return the name of the study in the settings of a stage's pods; None if it is not given there."""
-    settings = yaml.safe_load(get_annotation(template, SETTINGS)) if template.get("metadata") else None
+    settings = parse_yaml(get_annotation(template, SETTINGS)) if template.get("metadata") else None
     study = settings.get("study") if isinstance(settings, Mapping) else None
     return study.get("name") if isinstance(study, Mapping) else None
 

@@ -162,6 +162,12 @@ def test_numbers_are_read_as_in_a_variable_and_yaml_1_2(tmp_path, text, number):
     assert load_settings({}, write(tmp_path, f"study: {{seed: {text}}}"), {}).settings.study.seed == number
 
 
+def test_what_only_yaml_1_1_gives_a_meaning_is_text():
+    """Helm writes the chart's values so, without quotes."""
+    assert parse_yaml("unknown_values: [=, <<]\n") == {"unknown_values": ["=", "<<"]}
+    assert parse_yaml("a: &a {b: 1}\nc: {<<: *a}\n")["c"] == {"b": 1}
+
+
 @pytest.mark.parametrize("text", ["010", "1e-5", "0x10", "0b11", "1:30", "-0x1F", "1.0_0", ".INF", "1__0", "٣"])
 def test_a_written_text_is_no_number_to_us_nor_to_readers_of_yaml_1_1(text):
     assert parse_yaml(yaml_line(text)) == yaml.safe_load(yaml_line(text)) == text

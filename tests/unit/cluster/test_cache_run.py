@@ -183,7 +183,7 @@ def test_a_search_of_earlier_settings_keeps_to_the_budget_unless_it_is_of_anothe
     job["spec"]["template"] |= {"metadata": {"annotations": {SETTINGS: settings}}}
     run = cache(namespace, watch)
     template: Any = run.release.search.template
-    template["metadata"] = {"annotations": {SETTINGS: "study:\n  num_trials: 9\n  name: before"}}
+    template["metadata"] = {"annotations": {SETTINGS: "study:\n  num_trials: 9\n  name: before\na: =\n"}}
     run.reconcile()
     run.reconcile()
     for seconds, is_stopped in ((3600, False), (3660, not is_other)):
