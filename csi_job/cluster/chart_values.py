@@ -180,7 +180,7 @@ class ControllerValues(ComponentValues, ContainerValues):
     missing_seconds: Natural
     max_rounds: Positive
     api_server_cidr: Blocks
-    api_server_ports: list[Port]
+    api_server_ports: Annotated[list[Port], Field(min_length=1)]
 
 
 class StageValues(ComponentValues, ContainerValues):

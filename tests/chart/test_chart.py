@@ -196,6 +196,7 @@ def test_a_changed_parallelism_changes_nothing_else_in_a_stage(stage):
         ({"search.gpus": 0, "budget.gpuHours": 1}, "budget.gpuHours counts search.gpus, which is 0; set budget.hours"),
         ({"search.resources.limits.cpu": "4 cores"}, "/search/resources/limits/cpu"),
         ({"tmpSize": "5GB"}, "/tmpSize"),
+        ({"controller.apiServerPorts": []}, "/controller/apiServerPorts"),  # which would allow all
         ({"work.size": -1}, "/work/size"),
         ({"image.tag": "a b"}, "/image/tag"),
         ({"final.tolerations": [{"operator": "Exist"}]}, "/final/tolerations/0/operator"),
