@@ -102,6 +102,7 @@ class Cluster:
 
     def __init__(self, namespace: str | None = None) -> None:
         """Connect from within a pod or by the kubeconfig; to its namespace by default."""
+        self._has_answered = False
         try:
             load: Any = config.load_incluster_config if is_file(NAMESPACE_FILE) else config.load_kube_config
             load()
@@ -210,11 +211,12 @@ class Cluster:
             client=self._client,
         )
         plain = {"serialize": False, "_request_timeout": TIMEOUT_S}
-        with _one_line_errors():
+        with _one_line_errors(is_known=self._has_answered):
             answer = getattr(resource, verb)(namespace=self.namespace, **plain, **arguments)
         reply = _json(answer.data)
         if reply is None:  # e.g. the login page of a proxy
             raise ClusterError("the API server's reply is not JSON", hint="see: kubectl cluster-info")
+        self._has_answered = True
         if date := answer.headers.get("Date"):
             ServerClock.synchronize(date)
         return reply
@@ -232,7 +234,7 @@ class Cluster:
             return
         core: Any = client.CoreV1Api(self._client.client)
         captured = {STDERR: b"", STATUS: b""}
-        with _one_line_errors():
+        with _one_line_errors(is_known=self._has_answered):
             connection: Any = stream(
                 core.connect_get_namespaced_pod_exec,
                 pod,
@@ -261,22 +263,26 @@ class Cluster:
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn the client's exceptions into `ClusterError`, or `UnreachableError` if a retry may help."""
+def _one_line_errors(*, is_known: bool) -> Iterator[None]:
+    """Turn the client's exceptions into `ClusterError`, or `UnreachableError` if a retry may help.
+
+    It may also for a rejected certificate if the server `is_known`, having answered before: its authority is being
+    replaced, which a pod reads again for each connection, or its certificate renewed.
+    """
     try:
         yield
     except ApiException as error:
-        raise _of_answer(error) from None
+        raise _of_answer(error, is_known=is_known) from None
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise _of_connection(error) from None
+        raise _of_connection(error, is_known=is_known) from None
 
 
-def _of_connection(error: BaseException) -> ClusterError:
-    """Return the error of a connection that failed; a rejected certificate is not worth a retry."""
+def _of_connection(error: BaseException, *, is_known: bool) -> ClusterError:
+    """Return the error of a connection that failed; a certificate rejected from the first is not worth a retry."""
     while (cause := getattr(error, "reason", None)) is not None and isinstance(cause, BaseException):
         error = cause
     is_tls = isinstance(error, urllib3.exceptions.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(error)
-    is_refused = is_tls and not CUT_OFF.search(str(error))
+    is_refused = is_tls and not is_known and not CUT_OFF.search(str(error))
     kind = ClusterError if is_refused else UnreachableError
     reason = str(error).rpartition(": ")[2] or type(error).__name__
     is_clock = CERTIFICATE_TIME.search(reason)
@@ -284,7 +290,7 @@ def _of_connection(error: BaseException) -> ClusterError:
     return kind(f"the API server cannot be reached ({reason})", hint=hint)
 
 
-def _of_answer(error: ApiException) -> ClusterError:
+def _of_answer(error: ApiException, *, is_known: bool) -> ClusterError:
     """Return the error that an answer means: an outage if a retry may help, else a refusal."""
     status, cause = int(error.status or 0), error.__context__
     body: bytes | str | None = error.body
@@ -293,7 +299,7 @@ def _of_answer(error: ApiException) -> ClusterError:
     if isinstance(cause, websocket.WebSocketBadStatusException):
         status, body = cause.status_code, cause.resp_body
     elif not status:
-        return _of_connection(cause or error)
+        return _of_connection(cause or error, is_known=is_known)
     reply = _json(body) or {}
     message = str(reply.get("message") or http.client.responses.get(status) or "no reason given")
     if _is_outage(status, str(reply.get("reason") or ""), message):

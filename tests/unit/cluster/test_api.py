@@ -193,12 +193,36 @@ def test_a_tls_handshake_that_is_cut_off_is_an_outage(tmp_path, monkeypatch, met
         ("self-signed certificate", "see: kubectl cluster-info"),
     ],
 )
-def test_a_certificate_that_is_rejected_is_no_outage(reason, hint):
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_certificate_that_is_rejected_is_no_outage_unless_the_server_has_answered_before(reason, hint, is_known):
     """By a node whose clock is wrong, for example."""
     failed = ssl.SSLCertVerificationError(1, f"[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: {reason}")
-    error = _of_connection(urllib3.exceptions.SSLError(failed))
-    assert type(error) is ClusterError
+    error = _of_connection(urllib3.exceptions.SSLError(failed), is_known=is_known)
+    assert type(error) is (UnreachableError if is_known else ClusterError)
     assert str(error) == f"the API server cannot be reached ({reason}); {hint}"
+
+
+@pytest.mark.parametrize(("method", "arguments"), [("read_from", READ), ("find", {"kind": "Pod"})])
+def test_a_server_that_has_answered_may_get_another_authority(server, monkeypatch, method, arguments):
+    """As in a rotation of the cluster's authority, during which the controller ended for good."""
+    server.body = '{"items": []}'
+    rejected = ssl.SSLCertVerificationError(
+        1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed"
+    )
+
+    def refuse(*_, **__):
+        raise urllib3.exceptions.SSLError(rejected) if method == "find" else rejected
+
+    for has_answered, kind in ((False, ClusterError), (True, UnreachableError)):
+        cluster = Cluster("here")
+        with monkeypatch.context() as patched:
+            if has_answered:
+                cluster.find("Pod")
+            patched.setattr("urllib3.PoolManager.request", refuse)
+            patched.setattr("websocket.WebSocket.connect", refuse)
+            with pytest.raises(ClusterError, match="self-signed") as raised:
+                getattr(cluster, method)(**arguments)
+        assert type(raised.value) is kind
 
 
 @pytest.mark.parametrize("body", ["<html>no</html>", "", "[]", '"text"'])
