@@ -329,6 +329,8 @@ def _json(body: Any) -> Object | None:
 def _is_outage(status: int, reason: str, message: str) -> bool:
     if status == CONFLICT:  # two writers at once, not an object that exists already
         return reason == "Conflict"
+    if status == NOT_FOUND:  # of a load balancer, whose servers are away, rather than of Kubernetes
+        return reason != "NotFound"
     if status == SERVER_ERROR:
         return not UNREADABLE.search(message)
     return status in RETRIABLE or status > SERVER_ERROR

@@ -230,10 +230,13 @@ def test_an_answer_that_is_not_from_kubernetes_is_described_by_its_status(server
     server.status, server.body = 503, body
     with pytest.raises(UnreachableError, match="status 503: Service Unavailable"):
         Cluster("here").patch("Job", "r", {})
+    server.status = 404
+    with pytest.raises(UnreachableError, match="status 404: Not Found"):
+        Cluster("here").get("ConfigMap", "r-stages")
 
 
 def test_patching_or_deleting_a_missing_job_is_no_error(server):
-    server.status, server.body = 404, json.dumps({"message": "not found"})
+    server.status, server.body = 404, json.dumps({"message": "not found", "reason": "NotFound"})
     cluster = Cluster("here")
     assert not cluster.patch("Job", "r", {"spec": {}})
     cluster.delete("Job", "r")
