@@ -181,7 +181,7 @@ def _view(cluster: Cluster, pod: Mapping[str, Any], gpu_resource: str) -> PodVie
     metadata, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
     failure, problem = failure_of(pod), why_not_started(cluster, pod)
     why = failure.message if failure else problem.reason if problem else ""
-    if failure and failure.container != component_of(pod):
+    if failure and failure.container not in ("", component_of(pod)):
         why = f"container {failure.container}: exit {failure.exit_code}: {why}"
     return PodView(
         name=metadata["name"],

@@ -48,16 +48,18 @@ _PREEMPTION: Final = re.compile(r"\.? (no new claims to deallocate, )?preemption
 
 @dataclass(frozen=True)
 class Failure:
-    """A container that exited with an error."""
+    """A container that exited with an error, or a pod that its node ended before any could."""
 
     pod: str
     container: str
-    exit_code: int
+    """Empty if none has exited."""
+    exit_code: int | None
     message: str
 
     def __str__(self) -> str:
         """Return e.g. `pod r-search-1 (search) exit 1: the database …`."""
-        return f"pod {self.pod} ({self.container}) exit {self.exit_code}: {self.message}"
+        where = f" ({self.container}) exit {self.exit_code}" if self.container else ""
+        return f"pod {self.pod}{where}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,16 @@ def failure_of(pod: Mapping[str, Any]) -> Failure | None:
             elif (ended["exitCode"] in NO_PROGRAM and _LOADER not in message) or _is_no_command(ended):
                 message = f"{message.rstrip('.')}; is {status.get('image')} the right image?"
             return Failure(pod["metadata"]["name"], status["name"], int(ended["exitCode"]), message)
-    return None
+    return _rejection(pod)
+
+
+def _rejection(pod: Mapping[str, Any]) -> Failure | None:
+    """Return why a pod failed of which no container did, e.g. as its node had no healthy GPU for it after all."""
+    status = pod.get("status", {})
+    if status.get("phase") != "Failed" or not status.get("reason"):
+        return None
+    message = f"{status['reason']}: {status.get('message', '')}".strip(": ")
+    return Failure(pod["metadata"]["name"], "", None, message)
 
 
 def _is_no_command(ended: Mapping[str, Any]) -> bool:

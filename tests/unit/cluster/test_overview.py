@@ -314,3 +314,10 @@ def test_lines_are_complete_however_their_bytes_arrive(size):
     for start in range(0, len(text), size):
         write(text[start : start + size])
     assert taken == ["one", "two ü"]
+
+
+def test_a_pod_that_its_node_rejected_is_shown_with_the_reason():
+    rejected = make_pod("search", {}, "Failed")
+    rejected["status"] = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no healthy device"}
+    view, *_ = watched(Cluster([UP[0], rejected], [[OPEN]]), once=True)
+    assert [pod.why for pod in view.pods if pod.state == "Failed"] == ["UnexpectedAdmissionError: no healthy device"]

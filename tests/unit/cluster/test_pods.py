@@ -33,6 +33,14 @@ def test_a_failure_is_described_by_the_programs_own_error_in_the_log_or_by_what_
     assert str(failure_of(pod({"terminated": state}))) == f"pod r-cache-0 (cache) exit {state['exitCode']}: {says}"
 
 
+def test_a_pod_that_its_node_rejected_says_why():
+    """It has no container that could: a failed or missing device, or a node that was full after all."""
+    reason, message = "UnexpectedAdmissionError", "Allocate failed due to devices unavailable for nvidia.com/gpu"
+    rejected = pod() | {"status": {"phase": "Failed", "reason": reason, "message": message}}
+    assert str(failure_of(rejected)) == f"pod r-cache-0: {reason}: {message}"
+    assert failure_of(pod() | {"status": {"phase": "Failed"}}) is None
+
+
 def test_an_evicted_pod_is_described_by_the_kubelets_reason():
     evicted = pod({"terminated": {"exitCode": 137, "message": "Error on reading termination message from logs"}})
     evicted["status"] |= {"reason": "Evicted", "message": 'Usage of EmptyDir volume "tmp" exceeds the limit "10Gi". '}
