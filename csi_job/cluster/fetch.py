@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from csi_job.cluster.api import Cluster
+from csi_job.cluster.pods import failure_of
 from csi_job.cluster.refusals import why_not_started
 from csi_job.cluster.stages import FETCH, WORK, Release, find_release
 from csi_job.errors import ClusterError
@@ -83,16 +84,19 @@ def _wait_until_running(cluster: Cluster, name: str) -> None:
     reason, warnings = "it is still starting", RepeatedWarnings(logger)
     while (waited_s := time.monotonic() - begun_s) < STARTUP_TIMEOUT_S:
         pod = cluster.get("Pod", name)
-        if pod is not None:
-            if pod["status"].get("phase") == "Running":
-                return
-            if problem := why_not_started(cluster, pod):
-                reason = problem.reason
-                warnings.log(f"{problem}; waiting for it")
-                if problem.is_missing:
-                    missing_since_s = min(missing_since_s, waited_s)
-                    if waited_s - missing_since_s > MISSING_TIMEOUT_S:
-                        break
+        if pod is None:
+            raise ClusterError("the pod that reads the volume was deleted", hint="run the same command again")
+        if pod["status"].get("phase") == "Running":
+            return
+        if failure := failure_of(pod):
+            raise ClusterError(f"the pod that reads the volume failed: {failure}", hint="run the same command again")
+        if problem := why_not_started(cluster, pod):
+            reason = problem.reason
+            warnings.log(f"{problem}; waiting for it")
+            if problem.is_missing:
+                missing_since_s = min(missing_since_s, waited_s)
+                if waited_s - missing_since_s > MISSING_TIMEOUT_S:
+                    break
         time.sleep(1)
     raise ClusterError(f"the pod that reads the volume did not start within {waited_s:.0f} s: {reason}")
 

@@ -98,3 +98,16 @@ def test_an_image_that_does_not_exist_is_waited_for_less_long_than_its_registry(
     monkeypatch.setattr(fetch, "time", SimpleNamespace(monotonic=lambda: now_s, sleep=sleep))
     with pytest.raises(ClusterError, match=f"did not start within {waited_s} s: ErrImagePull: {message}"):
         _wait_until_running(cluster, "pod")
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        ({"phase": "Failed", "reason": "OutOfcpu", "message": "no room"}, "failed: pod pod: OutOfcpu: no room; run"),
+        (None, "the pod that reads the volume was deleted; run the same command again"),  # drained, or preempted
+    ],
+)
+def test_a_pod_that_has_ended_is_not_waited_for(status, message):
+    pod = {"kind": "Pod", "metadata": {"name": "pod"}, "spec": {}, "status": status}
+    with pytest.raises(ClusterError, match=message):
+        _wait_until_running(Namespace(*[pod] * bool(status)), "pod")
