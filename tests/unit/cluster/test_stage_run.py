@@ -44,6 +44,24 @@ def pod(job: str, name: str, phase: str, waiting: str = "", message: str = "") -
     return {"kind": "Pod", "metadata": metadata, "spec": {}, "status": status}
 
 
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        ("", "search: pod s-0 was terminated and handed over its work"),
+        ("Evicted", "search: pod s-0 (search) exit 143: evicted: Usage of EmptyDir volume exceeds the limit"),
+    ],
+)
+def test_a_pod_that_handed_over_says_why_its_node_evicted_it(reason, says, logged):
+    """It may be evicted again and again, e.g. by a tmpSize that is too small."""
+    namespace, run = started(Watch(num_finished=0), stage())
+    ended = pod(namespace.only()["metadata"]["name"], "s-0", "Failed")
+    ended["status"] |= {"reason": reason, "message": "Usage of EmptyDir volume exceeds the limit"}
+    ended["status"]["containerStatuses"][0]["state"] = {"terminated": {"exitCode": 143, "reason": "Error"}}
+    namespace.create(ended)
+    run.reconcile()
+    assert says in logged.messages
+
+
 SETTINGS = "study 's' was created with other settings: trial.class_balance (was false, now true); restore them"
 SECRET = "storage.password_file cannot be read (No such file or directory), got '/run/secrets/database/password'"
 
