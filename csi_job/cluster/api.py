@@ -104,7 +104,7 @@ class Cluster:
         """Connect from within a pod or by the kubeconfig; to its namespace by default."""
         self._has_answered = False
         try:
-            load: Any = config.load_incluster_config if is_file(NAMESPACE_FILE) else config.load_kube_config
+            load: Any = config.load_incluster_config if _uses_pods_account() else config.load_kube_config
             load()
             self.namespace = namespace or _default_namespace()
             # Discovery would take some 20 requests and a cache file to find the few kinds that `_request` knows.
@@ -313,7 +313,7 @@ def _of_answer(error: ApiException, *, is_known: bool) -> ClusterError:
     kind = {NOT_FOUND: NotFoundError, CONFLICT: AlreadyExistsError}.get(status, ClusterError)
     if status == UNAUTHORIZED or (status == FORBIDDEN and NO_PERMISSION.search(message)):
         kind = NotAllowedError
-    hint = "log in again" if status == UNAUTHORIZED and not is_file(NAMESPACE_FILE) else ""  # a pod can't
+    hint = "log in again" if status == UNAUTHORIZED and not _uses_pods_account() else ""  # a pod can't
     return kind(f"the API server rejected the request: {message}", hint=hint)
 
 
@@ -362,8 +362,13 @@ def _frames(socket: Any) -> Iterator[tuple[int, bytes]]:
             yield frame.data[0], frame.data[1:]
 
 
+def _uses_pods_account() -> bool:
+    """Return whether this is a pod with an account, and nobody names a cluster: a notebook or a runner may be one."""
+    return is_file(NAMESPACE_FILE) and not os.environ.get("KUBECONFIG")
+
+
 def _default_namespace() -> str:
-    if is_file(NAMESPACE_FILE):
+    if _uses_pods_account():
         return NAMESPACE_FILE.read_text(encoding="utf-8").strip()
     try:
         contexts: Any = config.list_kube_config_contexts

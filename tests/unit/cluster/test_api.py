@@ -115,6 +115,17 @@ def test_an_answer_is_an_outage_only_if_a_retry_can_mend_it(server, status, repl
     assert ("; if that lasts, ask" in says) is ("webhook: " in says and kind is UnreachableError)
 
 
+@pytest.mark.parametrize("kubeconfig", ["", "named"])
+def test_a_kubeconfig_that_is_named_comes_before_the_account_of_a_pod(tmp_path, monkeypatch, kubeconfig):
+    """As in kubectl; a notebook or a runner of a pipeline is a pod, too, maybe of another cluster."""
+    _use("https://127.0.0.1:1", tmp_path / "kubeconfig", monkeypatch)
+    (tmp_path / "namespace").write_text("runners")
+    monkeypatch.setattr("csi_job.cluster.api.NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setattr("kubernetes.config.load_incluster_config", lambda: None)
+    monkeypatch.setenv("KUBECONFIG", kubeconfig)  # at import it gave the default location, which `_use` has set
+    assert Cluster().namespace == ("here" if kubeconfig else "runners")
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
