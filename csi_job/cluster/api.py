@@ -113,7 +113,8 @@ class Cluster:
             message = f"the proxy of the API server needs a package ({error})"
             raise ClusterError(message, hint="pip install pysocks, or use an HTTP proxy") from None
         except UNUSABLE as error:
-            reason = " ".join(str(error).split())
+            is_misplaced = isinstance(error, (TypeError, AttributeError, KeyError))
+            reason = "a field of the kubeconfig is missing or wrong" if is_misplaced else " ".join(str(error).split())
             raise ClusterError(
                 f"no cluster is configured ({reason})", hint="set KUBECONFIG, or run this within a pod"
             ) from None
@@ -302,7 +303,8 @@ def _of_answer(error: ApiException, *, is_known: bool) -> ClusterError:
         return _of_connection(cause or error, is_known=is_known)
     reply = _json(body) or {}
     message = str(reply.get("message") or http.client.responses.get(status) or "no reason given")
-    if _is_outage(status, str(reply.get("reason") or ""), message):
+    is_foreign = status == NOT_FOUND and reply.get("reason") != "NotFound"  # of a load balancer whose servers are away
+    if (is_foreign and is_known) or _is_outage(status, str(reply.get("reason") or ""), message):
         if WEBHOOK_BROKEN.search(message):
             return NotYetError(message, hint=REPAIR)
         is_webhook = WEBHOOK_DOWN in message
@@ -311,6 +313,8 @@ def _of_answer(error: ApiException, *, is_known: bool) -> ClusterError:
         return UnreachableError(f"{what} (status {status}: {message})", hint=hint)
     # Two writers at once are an outage, so that a conflict is one of names here.
     kind = {NOT_FOUND: NotFoundError, CONFLICT: AlreadyExistsError}.get(status, ClusterError)
+    if is_foreign:
+        return ClusterError(f"the API server's reply is not Kubernetes's ({message})", hint="see: kubectl cluster-info")
     if status == UNAUTHORIZED or (status == FORBIDDEN and NO_PERMISSION.search(message)):
         kind = NotAllowedError
     hint = "log in again" if status == UNAUTHORIZED and not _uses_pods_account() else ""  # a pod can't
@@ -329,8 +333,6 @@ def _json(body: Any) -> Object | None:
 def _is_outage(status: int, reason: str, message: str) -> bool:
     if status == CONFLICT:  # two writers at once, not an object that exists already
         return reason == "Conflict"
-    if status == NOT_FOUND:  # of a load balancer, whose servers are away, rather than of Kubernetes
-        return reason != "NotFound"
     if status == SERVER_ERROR:
         return not UNREADABLE.search(message)
     return status in RETRIABLE or status > SERVER_ERROR
@@ -364,7 +366,8 @@ def _frames(socket: Any) -> Iterator[tuple[int, bytes]]:
 
 def _uses_pods_account() -> bool:
     """Return whether this is a pod with an account, and nobody names a cluster: a notebook or a runner may be one."""
-    return is_file(NAMESPACE_FILE) and not os.environ.get("KUBECONFIG")
+    named = filter(None, os.environ.get("KUBECONFIG", "").split(os.pathsep))
+    return is_file(NAMESPACE_FILE) and not any(is_file(Path(path)) for path in named)
 
 
 def _default_namespace() -> str:

@@ -115,15 +115,16 @@ def test_an_answer_is_an_outage_only_if_a_retry_can_mend_it(server, status, repl
     assert ("; if that lasts, ask" in says) is ("webhook: " in says and kind is UnreachableError)
 
 
-@pytest.mark.parametrize("kubeconfig", ["", "named"])
+@pytest.mark.parametrize("kubeconfig", ["", "kubeconfig", "missing"])
 def test_a_kubeconfig_that_is_named_comes_before_the_account_of_a_pod(tmp_path, monkeypatch, kubeconfig):
     """As in kubectl; a notebook or a runner of a pipeline is a pod, too, maybe of another cluster."""
     _use("https://127.0.0.1:1", tmp_path / "kubeconfig", monkeypatch)
     (tmp_path / "namespace").write_text("runners")
     monkeypatch.setattr("csi_job.cluster.api.NAMESPACE_FILE", tmp_path / "namespace")
     monkeypatch.setattr("kubernetes.config.load_incluster_config", lambda: None)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KUBECONFIG", kubeconfig)  # at import it gave the default location, which `_use` has set
-    assert Cluster().namespace == ("here" if kubeconfig else "runners")
+    assert Cluster().namespace == ("here" if kubeconfig == "kubeconfig" else "runners")
 
 
 @pytest.mark.parametrize(
@@ -242,8 +243,15 @@ def test_an_answer_that_is_not_from_kubernetes_is_described_by_its_status(server
     with pytest.raises(UnreachableError, match="status 503: Service Unavailable"):
         Cluster("here").patch("Job", "r", {})
     server.status = 404
+    cluster = Cluster("here")
+    with pytest.raises(ClusterError, match=r"reply is not Kubernetes's \(Not Found\)") as caught:
+        cluster.get("ConfigMap", "r-stages")
+    assert type(caught.value) is ClusterError
+    server.status, server.body = 200, "{}"
+    cluster.get("ConfigMap", "r-stages")
+    server.status, server.body = 404, body
     with pytest.raises(UnreachableError, match="status 404: Not Found"):
-        Cluster("here").get("ConfigMap", "r-stages")
+        cluster.get("ConfigMap", "r-stages")
 
 
 def test_patching_or_deleting_a_missing_job_is_no_error(server):
