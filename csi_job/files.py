@@ -36,7 +36,7 @@ _SIGN: Final = r"[=+\-@\uff1d\uff0b\uff0d\uff20]"  # of a formula, in full width
 _FORMULA: Final = re.compile(rf"\t|\s*{_SIGN}")
 _NUMBER: Final = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 _LATER_FORMULA: Final = {  # by separator: after another, at which a spreadsheet set up for it splits the line
-    separator: re.compile(rf'((?!^\t)[{others}]["\s]*)(?={_SIGN})(?!{_NUMBER}([,;\t]|$))')
+    separator: re.compile(rf'((?!^\t)([{others}])["\s]*)(?={_SIGN})(?!{_NUMBER}(?:\2|$))')
     for separator, others in ((",", ";\t"), (";", ",\t"))
 }
 _NO_FLUSHING: Final = (errno.EACCES, errno.EPERM, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)

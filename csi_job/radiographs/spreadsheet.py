@@ -50,13 +50,17 @@ def bare_name(name: str) -> str:
 
 def hides_rows(cells: Sequence[str], separator: str, places: Sequence[int], is_score: Callable[[str], bool]) -> bool:
     """Return whether a cell goes from a quote in one row to a quote in another: the scores in it show what they are."""
+    length = len(cells)
     for place, cell in enumerate(cells):
         if len(lines := cell.splitlines()) > 1:
             first, *middle, last = (line.split(separator) for line in lines)
-            begun, after = [*cells[:place], *first][-len(cells) :], [at for at in places if at > place]
-            ended, before = [*last, *cells[place + 1 :]], [at for at in places if at < place]
-            for row, quoted in ((begun, after), (ended, before), *((row, places) for row in middle)):
-                if len(row) >= len(cells) and sum(is_score(row[at]) for at in quoted) >= _FEW_SCORES:
+            begun, ended = [*cells[:place], *first], [*last, *cells[place + 1 :]]
+            if min(len(begun), len(ended)) < length:
+                continue
+            after, before = [at for at in places if at > place], [at for at in places if at < place]
+            whole = ((row, places) for row in middle if len(row) >= length)
+            for row, quoted in ((begun[-length:], after), (ended, before), *whole):
+                if sum(is_score(row[at]) for at in quoted) >= _FEW_SCORES:
                     return True
     return False
 

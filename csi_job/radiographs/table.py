@@ -265,7 +265,8 @@ def _row_problems(number: int, cells: Sequence[str], lines: _Lines, unknown_valu
         hint = f"; quote cells that contain '{_separator_name(lines.separator)}'" * (len(cells) > lines.num_columns)
         return [Problem(what + hint, row=number)]
     if _hides_rows(cells, lines, unknown_values):
-        return [Problem("a cell that begins with a quote goes on over several rows; remove the quote", row=number)]
+        hint = "remove the quote, or the line breaks if it is all one comment"
+        return [Problem(f"a cell that begins with a quote goes on over several rows; {hint}", row=number)]
     file_id = clean_id(cells[lines.columns[FILE_COLUMN]])
     named = "".join(character if character.isprintable() else "?" for character in file_id)
     found = {FILE_COLUMN: _id_problem(file_id)}

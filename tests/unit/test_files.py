@@ -176,6 +176,7 @@ def test_no_formula_appears_where_a_spreadsheet_splits_at_another_separator():
     assert list(csv.reader(io.StringIO(text.getvalue()))) == [["name", "json"], ["a;\"'=1+1", "[1, -0.5]"]]
     assert files.csv_text(["a,=1", "b;=1", "c\t@x", "d, e"], []) == "a,'=1;\"b;=1\";c\t'@x;d, e\n"
     assert files.csv_text([",=1", ",-1.5", ",-1,2", ",-x"], []) == ",'=1;,-1.5;,-1,2;,'-x\n"
+    assert files.csv_text([",-1\t+x", "a\t-1,5+x"], []) == ",'-1\t'+x;a\t'-1,5+x\n"
 
 
 def test_replacing_shows_the_new_content_only_at_the_end_and_nothing_of_a_failure(tmp_path):

@@ -239,12 +239,29 @@ def test_a_quote_that_swallows_rows_is_refused(tmp_path, place, num_between):
 
 
 @pytest.mark.parametrize(
-    "swallowed", [',P2,0,1,2,3,0,1,ok"', ',P2,0,1,2,3,0,x,by 2"', ',P2,0,1,2,3,0,1,sharp, as ever"', '"']
+    "swallowed",
+    [
+        ',P2,0,1,2,3,0,1,ok"',
+        ',P2,0,1,2,3,0,x,by 2"',
+        ',P2,0,1,2,3,0,1,sharp, as ever"',
+        ',P2,x,x,x,x,x,x,fine\nd.png,P2,0,1,2,3,0,1,fine\ne.png,P2,x,x,x,x,x,x,by 2"',
+    ],
 )
 def test_one_row_in_quotes_shows_itself_whatever_stands_beside_its_scores(tmp_path, swallowed):
-    middle = "b.png,P2,0,1,2,3,0,1,fine\n" if swallowed == '"' else ""
-    text = f'{",".join(HEADER)},comment\n{",".join(ROW)},"blurred, dark\n{middle}c.png{swallowed}\n'
+    text = f'{",".join(HEADER)},comment\n{",".join(ROW)},"blurred, dark\nc.png{swallowed}\n'
     assert "goes on over several rows" in refusal(tmp_path, text).render(identities=False)
+
+
+@pytest.mark.parametrize("place", [1, 8])
+@pytest.mark.parametrize(
+    "comment",
+    ["before, 1, 2, 2, 1, 0, 0, 1, 1\nnow: 0", "before\n1.1.,AB,0,1,2,3,0,1,by AB\nend", "before:\n0, 1, 2\n"],
+)
+def test_earlier_scores_in_a_comment_are_no_rows(tmp_path, place, comment):
+    header, row = (
+        (*names[:place], given, *names[place:]) for names, given in ((HEADER, "comment"), (ROW, f'"{comment}"'))
+    )
+    assert read(tmp_path, lines(header, row, separator=",")).zones_NZ.tolist() == [[0, 1, 2, 3, 4, 2]]
 
 
 @pytest.mark.parametrize(
