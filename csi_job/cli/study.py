@@ -218,13 +218,13 @@ def delete(loaded: LoadedSettings, name: str, *, yes: bool) -> None:
 
     found = open_study(loaded.settings.storage, loaded.settings.work, name)
     trials = plural(len(found.get_trials(deepcopy=False)), "trial")
-    click.echo(f"this deletes study {name}, its {trials} and their checkpoints; models and reports in models/ are kept")
+    click.echo(f"this deletes study {name} with {trials} and all checkpoints; models and reports in models/ are kept")
     if not yes:
         if sys.stdin is None or not sys.stdin.isatty():
             raise ConfigurationError("nobody can confirm this without a terminal", hint="delete the study with --yes")
         if not click.confirm("Delete the study?"):
             click.echo("nothing is deleted")
-            return
+            raise click.exceptions.Exit(1)
     delete_study(found, loaded.settings.work)
     click.echo(f"deleted study {name}")
 

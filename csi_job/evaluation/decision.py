@@ -53,7 +53,7 @@ def decide(
     entry = comparison["metrics"][HEADLINE]
     if entry["difference"] is None or entry["interval"] is None:
         reason = entry.get("interval_reason") or "undefined"
-        evidence = f"The {evaluation['split']} set is too small to compare the two models: {reason}."
+        evidence = f"The {evaluation['split']} set is too small, or too uniform, to compare the two models ({reason})."
         return Decision("Keep the baseline; more patients are needed", evidence, warnings=warnings)
     if all((content or {}).get("unseen") for content in (evaluation, baseline)):
         where += ", whom neither model has seen"

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from csi_job.evaluation.bootstrap import Interval, exact_at_the_bounds, percentile_interval, resampled
+from csi_job.evaluation.bootstrap import ROUNDING, Interval, exact_at_the_bounds, percentile_interval, resampled
 from csi_job.evaluation.csi import NUM_SCORES, FloatArray, IntArray
 from csi_job.evaluation.measures import (
     COMPARED,
@@ -93,7 +93,7 @@ def paired_differences(
         if one is None or other is None:
             reason = why_undefined(name, model if one is None else baseline)
             interval = Interval(None, None, interval.num_degenerate, reason)
-        elif one != other:
+        elif abs(one - other) > ROUNDING:
             interval = exact_at_the_bounds(interval, 0, settings.confidence)
         defined_R = resampled_R[~np.isnan(resampled_R)]
         gain_R = -defined_R if name in LOWER_IS_BETTER else defined_R

@@ -12,11 +12,11 @@ _PIXEL_MM = 0.6
 _STORED_BITS = 12  # as most detectors
 
 
-def write_film(film_HW: np.ndarray, path_without_ending: Path, variant: int) -> None:
+def write_film(film_HW: np.ndarray, path_without_extension: Path, variant: int) -> None:
     """Write a film, float32 `[H, W]` from 0 (black) to 1, in a format; consecutive variants give all formats."""
-    ending, encode = _ENCODERS[variant % len(_ENCODERS)]
-    path = path_without_ending.with_name(path_without_ending.name + ending)
-    path.write_bytes(encode(film_HW, path_without_ending.name))
+    extension, encode = _ENCODERS[variant % len(_ENCODERS)]
+    path = path_without_extension.with_name(path_without_extension.name + extension)
+    path.write_bytes(encode(film_HW, path_without_extension.name))
 
 
 def _nifti(film_HW: np.ndarray) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import sqlalchemy.exc
 from optuna.exceptions import StorageInternalError
 
-from csi_job.errors import ConfigurationError, CsiJobError, StorageRejectedError, StorageUnavailableError
+from csi_job.errors import ConfigurationError, CsiJobError, StorageRejectedError, StorageUnavailableError, advice
 
 if TYPE_CHECKING:
     import psycopg2  # type: ignore[import-untyped]
@@ -58,7 +59,10 @@ UNREACHABLE: Final = (
 )
 BUSY_CODES: Final = ("40001", "40P01", "55P03", "55006")  # serialization, deadlock, lock timeout, object in use
 UNTRANSLATABLE: Final = "22P05"
-DISK_FULL: Final = "53100"
+DISK_ERRNOS: Final = {  # by the code of SQLite or PostgreSQL
+    **dict.fromkeys((sqlite3.SQLITE_FULL, "53100"), errno.ENOSPC),
+    **dict.fromkeys((sqlite3.SQLITE_IOERR, "58030"), errno.EIO),
+}
 CHANGED_TABLES: Final = (
     *("42P01", "42703", "42804", "42883"),  # no such table or column, a column of another type
     *("0A", "55000", "P0001"),  # what a rule, a view or a trigger refuses
@@ -158,11 +162,9 @@ def _sqlite_hint(error: BaseException) -> str:
 def _how_to_go_on(error: BaseException, kind: ErrorKind) -> str:
     """Return what to do once the retries are over: a full disk, for one, does not come back by itself."""
     original = _driver_error(error)
-    code = _sqlite_code(original)
-    if code == sqlite3.SQLITE_FULL or getattr(original, "pgcode", None) == DISK_FULL:
-        return "free up some space and run the same command again"
-    if code == sqlite3.SQLITE_IOERR:
-        return "check the disk and run the same command again"
+    code = _sqlite_code(original) or getattr(original, "pgcode", None)
+    if code in DISK_ERRNOS:
+        return advice(OSError(DISK_ERRNOS[code], ""))
     return f"run the same command again {'later' if kind is ErrorKind.BUSY else 'once it is back'}"
 
 

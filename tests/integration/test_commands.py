@@ -306,7 +306,7 @@ def test_a_deleted_study_is_gone(phantoms, tmp_path, monkeypatch):
     os.write(leader, b"n\n")
     with os.fdopen(leader), os.fdopen(terminal) as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
-        cli.main(["study", "delete", "csi_optimization", "--work", str(work)], standalone_mode=False)
+        assert cli.main(["study", "delete", "csi_optimization", "--work", str(work)], standalone_mode=False) == 1
     assert len(trials(work)) == 1
     run(work, "study", "delete", "csi_optimization", "--yes")
     assert trials(work) == []

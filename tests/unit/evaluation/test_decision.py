@@ -129,4 +129,7 @@ def test_an_undefined_difference_asks_for_more_patients():
     entry = {"difference": None, "interval": None, "interval_reason": "measured on fewer than two patients"}
     decision = decide(evaluation(1), {"metrics": {"f1_macro": entry}})
     assert decision.action == "Keep the baseline; more patients are needed"
-    assert "too small to compare the two models: measured on fewer than two patients" in decision.evidence
+    assert (
+        "too small, or too uniform, to compare the two models (measured on fewer than two patients)"
+        in decision.evidence
+    )

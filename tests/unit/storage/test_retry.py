@@ -252,12 +252,14 @@ def write_read_only(path):
         (sqlite3.SQLITE_FULL, "free up some space and run the same command again"),
         (sqlite3.SQLITE_IOERR, "check the disk and run the same command again"),
         (sqlite3.SQLITE_CANTOPEN, "run the same command again once it is back"),
+        ("53100", "free up some space and run the same command again"),
+        ("58030", "check the disk and run the same command again"),
     ],
 )
 def test_what_to_do_depends_on_what_kept_the_database_from_working(code, hint, monkeypatch):
     monkeypatch.setattr(retry, "LOG_AFTER_S", 0)
-    error = sqlite3.OperationalError("no")
-    error.sqlite_errorcode = code
+    driver, name = (psycopg2, "pgcode") if isinstance(code, str) else (sqlite3, "sqlite_errorcode")
+    error = type("Refusal", (driver.OperationalError,), {name: code})("no")
 
     def fail():
         raise error
