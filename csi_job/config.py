@@ -256,7 +256,7 @@ def _meant(path: str, siblings: Sequence[str], value: object) -> str:
     beside = [f"{section}.{name}".lstrip(".") for name in siblings]
     if value is None or isinstance(value, dict):  # it is like a section
         known += dict.fromkeys(name.rpartition(".")[0] for name in known)
-    else:
+    else:  # what has one value is no section
         beside = [name for name in beside if name not in Settings.model_fields or name in known]
     for names, num_shown in ((beside, 2), (known, 1)):
         if near := difflib.get_close_matches(_last(path).lower(), map(_last, names), n=num_shown, cutoff=0.7):

@@ -311,10 +311,10 @@ def _of_answer(error: ApiException, *, is_known: bool) -> ClusterError:
         what = "an admission webhook does not answer" if is_webhook else "the API server is not available"
         hint = f"if that lasts, {REPAIR}" if is_webhook else ""
         return UnreachableError(f"{what} (status {status}: {message})", hint=hint)
-    # Two writers at once are an outage, so that a conflict is one of names here.
-    kind = {NOT_FOUND: NotFoundError, CONFLICT: AlreadyExistsError}.get(status, ClusterError)
     if is_foreign:
         return ClusterError(f"the API server's reply is not Kubernetes's ({message})", hint="see: kubectl cluster-info")
+    # Two writers at once are an outage, so that a conflict is one of names here.
+    kind = {NOT_FOUND: NotFoundError, CONFLICT: AlreadyExistsError}.get(status, ClusterError)
     if status == UNAUTHORIZED or (status == FORBIDDEN and NO_PERMISSION.search(message)):
         kind = NotAllowedError
     hint = "log in again" if status == UNAUTHORIZED and not _uses_pods_account() else ""  # a pod can't

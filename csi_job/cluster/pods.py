@@ -26,7 +26,6 @@ _NAMES: Final = re.compile(r'"[^"]*"|\S+/\S+')
 PREFIX: Final = "csi-job: "  # before every error on the command line
 OOM_KILLED: Final = "OOMKilled"
 EVICTED: Final = "Evicted"
-EVICTION: Final = "evicted"  # before what the node says of it
 START_ERROR: Final = "StartError"  # with exit code 128
 NO_PROGRAM: Final = (126, 127)  # exit codes of an entrypoint that finds no csi-job, and of the dynamic loader's errors
 _LOADER: Final = "error while loading shared libraries"
@@ -98,12 +97,17 @@ def failure_of(pod: Mapping[str, Any]) -> Failure | None:
             message = last_line(ended.get("message") or "") or str(ended.get("reason", ""))
             if ended.get("reason") == OOM_KILLED:
                 message = "out of memory; raise the stage's resources.limits.memory"
-            elif pod.get("status", {}).get("reason") == EVICTED:  # whose log is gone
-                message = f"{EVICTION}: {pod['status'].get('message', '').strip().rstrip('.')}"
+            elif is_evicted(pod):  # its log is gone
+                message = f"evicted: {pod['status'].get('message', '').strip().rstrip('.')}"
             elif (ended["exitCode"] in NO_PROGRAM and _LOADER not in message) or _is_no_command(ended):
                 message = f"{message.rstrip('.')}; is {status.get('image')} the right image?"
             return Failure(pod["metadata"]["name"], status["name"], int(ended["exitCode"]), message)
     return _rejection(pod)
+
+
+def is_evicted(pod: Mapping[str, Any]) -> bool:
+    """Return whether its node ended the pod, e.g. for using more than its share of the disk."""
+    return bool(pod.get("status", {}).get("reason") == EVICTED)
 
 
 def _rejection(pod: Mapping[str, Any]) -> Failure | None:

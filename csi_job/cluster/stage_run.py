@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from csi_job.cluster.api import Cluster, NotAllowedError, ServerClock
 from csi_job.cluster.budget import Budget, enforce, initial_annotations
-from csi_job.cluster.pods import EVICTION, failure_of, is_active, is_lost, is_running, starting_s
+from csi_job.cluster.pods import failure_of, is_active, is_evicted, is_lost, is_running, starting_s
 from csi_job.cluster.refusals import EXCEEDED_QUOTA, apply_job, is_lasting, job_problem, why_not_started, with_remedy
 from csi_job.cluster.stages import (
     DIGEST,
@@ -234,7 +234,7 @@ class StageRun:
         slowest = max(starting, key=starting_s, default=None)  # whose events say what all of them wait for
         for pod in pods:
             failure, problem = failure_of(pod), why_not_started(self.cluster, pod, ask=pod is slowest)
-            if failure and failure.exit_code == EXIT_SIGTERM and not failure.message.startswith(EVICTION):
+            if failure and failure.exit_code == EXIT_SIGTERM and not is_evicted(pod):
                 self.log_once(f"{self.stage.name}: pod {failure.pod} was terminated and handed over its work")
             elif failure:
                 values = {"pod": failure.pod, "exit_code": failure.exit_code}

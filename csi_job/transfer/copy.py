@@ -80,11 +80,13 @@ def summarize_copy(copy: optuna.Study, name: str) -> list[str]:
     renamed = f" as {copy.study_name}" if copy.study_name != name else ""
     lines = [f"study {name} copied to {storage_of(copy).address}{renamed}: {plural(len(trials), 'trial')} ({counts})"]
     if num_running := sum(outcome_of(trial) == "running" for trial in trials):
-        start = "from epoch 1" if renamed else "from its checkpoint if the work folder is the same"
-        which = "1 of them was running: the copy's next worker resumes it"
+        which, places = "1 of them was running: the copy's next worker resumes it", "its checkpoint"
         if num_running > 1:
-            which = f"{num_running} of them were running: the copy's next workers resume them"
-            start = start.replace("its checkpoint", "their checkpoints")
+            which, places = (
+                f"{num_running} of them were running: the copy's next workers resume them",
+                "their checkpoints",
+            )
+        start = "from epoch 1" if renamed else f"from {places} if the work folder is the same"
         lines.append(f"{which}, {start}")
     return lines
 

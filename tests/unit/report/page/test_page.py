@@ -21,26 +21,12 @@ from csi_job.report.page.sections_result import best_settings
 from csi_job.report.results import Results
 from csi_job.report.study_view import view_study
 from csi_job.trial.hyperparameters import Hyperparameters
-from csi_job.trial.metrics import WEIGHTED
 from csi_job.trial.space import SearchSpace
 from csi_job.work_folder import WorkFolder
-from tests.unit.report.conftest import PSEUDONYMS, new_study, random_study, read_page, rich_study, set_attributes
+from tests.unit.report.conftest import PSEUDONYMS, random_study, read_page, rich_study
+from tests.unit.report.page.conftest import change_json, report
 
 FEW = MIN_PATIENTS - 1
-
-
-def report(view, work):
-    return read_page(write_report(view, work))
-
-
-@pytest.fixture(scope="module")
-def text(view, written, tmp_path_factory):
-    """The text of the report of an unchanged work folder."""
-    return report(view, shutil.copytree(written, tmp_path_factory.mktemp("text"), dirs_exist_ok=True)).text
-
-
-def change_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_the_report_opens_with_no_network_and_holds_plotly_once(work, view):
@@ -118,13 +104,6 @@ def test_the_search_comes_second_with_best_trial_baseline_and_data(finished_stud
     assert text.index(sentence) < text.index("Best settings")
 
 
-def test_a_weighted_validation_f1_is_not_left_beside_the_macro_f1_of_the_test_unexplained(tmp_path, text):
-    study = random_study(3)
-    study.set_user_attr("fingerprint", study.user_attrs["fingerprint"] | {"average": "weighted"})
-    assert WEIGHTED in report(view_study(study), tmp_path).text
-    assert WEIGHTED not in text
-
-
 def test_how_many_patients_are_needed_in_all_counts_those_of_the_data_trained_on(work, view):
     path = work / "models" / "evaluation" / "comparison.json"
     metrics = json.loads(path.read_text())["metrics"]
@@ -147,33 +126,6 @@ def test_candidates_are_shown_with_mean_and_std(work, view, text):
     own = report(view, work).text
     assert "Trial 0, the baseline itself, retrained with" in own
     assert "retrained the same way" not in own
-
-
-@pytest.mark.parametrize("unseen", [True, False])
-def test_test_patients_are_called_unused_only_where_that_is_known(unseen, work, view):
-    change_json(work / "models" / "evaluation" / "optimized_model.json", unseen=unseen)
-    assert ("patients that were not used for training or model selection." in report(view, work).text) == unseen
-
-
-def test_a_difference_without_an_interval_is_shown_as_undefined_only(work, view):
-    path = work / "models" / "evaluation" / "comparison.json"
-    metrics = json.loads(path.read_text())["metrics"]
-    metrics["f1_macro"] |= {"interval": None, "interval_reason": "because", "outcome": "undefined"}
-    change_json(path, metrics=metrics)
-    assert "Test F1 vs. baseline undefined" in report(view, work).text
-
-
-def test_models_of_one_seed_are_not_said_to_have_several(work, view, text):
-    assert "Each model was trained with 3 seeds; the one with the best validation F1 is kept." in text
-    card = json.loads((work / "models" / "optimized_model.json").read_text())
-    seeds = [run for run in card["seeds"] if run["seed"] == card["kept_seed"]]
-    change_json(work / "models" / "optimized_model.json", seeds=seeds)
-    confirmed = work / "models" / "hyperopt" / "csi_optimization_optimized_params.json"
-    change_json(confirmed, seeds=json.loads(confirmed.read_text())["seeds"][:1], std=None)
-    own = report(view, work).text
-    assert "Each model was trained with 1 seed." in own
-    assert "retrained with 1 seed, reached a validation F1 of" in own
-    assert ("Trust these means" in text, "Trust these means" in own) == (True, False)
 
 
 def test_test_metrics_are_those_of_the_evaluation_with_their_intervals(work, text):
@@ -365,19 +317,6 @@ def test_two_objectives_show_the_rule_and_the_front(cost_view, tmp_path):
     page = report(cost_view, tmp_path)
     assert "one standard error" in page.text
     assert any(attrs.get("id") == "figure-pareto_front" for _, attrs in page.tags)
-
-
-def test_a_baseline_chosen_for_its_cost_is_not_called_unbeaten(tmp_path):
-    study = new_study("costs", objective="f1-and-cost", target=2)
-    for f1, gflops in ((0.60, 1.5), (0.62, 4.0)):
-        trial = study.ask()
-        SearchSpace().suggest(trial)
-        set_attributes(trial, f1_se=0.03, gflops=gflops)
-        study.tell(trial, [f1, gflops])
-    text = report(view_study(study), tmp_path).text
-    assert "The baseline was chosen, whose validation F1 is 0.600 at 1.5 GFLOPs" in text
-    assert "the highest is 0.620 of trial 1." in text
-    assert "None beat the baseline" not in text
 
 
 def test_degenerate_studies_give_a_page(degenerate_view, tmp_path):
